@@ -1,0 +1,203 @@
+"""The theorem: rewrite one schedule as another that trains a scale-invariant network in the same way.
+
+Li & Arora, *An Exponential Learning Rate Schedule for Deep Learning*, ICLR 2020 ("the paper"): where the loss does not
+depend on the scale of the weights, SGD with weight decay is SGD without, at a learning rate that grows exponentially.
+
+**The change of variables.** Let w and v be weights and velocity of a run with weight decay. Put them into the frame (P, κ, q)
+
+    w̃ = w / P        ṽ = P (v - κ w) / q
+
+P is the factor by which weight decay has shrunk the weights, κ w the part of the velocity that only decays them. In these
+coordinates the update has no weight decay left. To see it, write a `Step` as (forces first; δ = shrink, ν = lookahead)
+
+    v' = γ v + g + λ w        w' = (1 - δ) w - η (v' + ν (g + λ w))
+
+insert v = q ṽ / P + κ w and g = g̃ / P (a scale-invariant loss has a gradient 1/P times as large at w = P w̃) and collect:
+
+    v' = drag · w + (γ q ṽ + g̃) / P                                         drag = λ + γ κ
+    w' = α w - (η / P) (γ q ṽ + (1 + ν) g̃)                                  b = 1 - δ - η ν λ,   α = b - η drag
+
+Divide the second line by P' = α P: the weights w̃ are moved by gradients alone. Solve it for w, insert that into the
+first line, and what is not proportional to w' is the new velocity, with κ' = drag / α, q' = b + η ν drag:
+
+    ṽ' = γ̃ ṽ + g̃                    γ̃ = γ q b / q'
+    w̃' = w̃ - η̃ (ṽ' + ν̃ g̃)          η̃ = η q' / (b P P')        ν̃ = ν α / q'
+
+The paper's case is heavy-ball momentum with λ alone, ν = δ = 0: then b = q = 1, γ̃ = γ and η̃ = η / (P P'). Lookahead
+(Nesterov, quasi-hyperbolic) and shrink (decoupled decay) are not in the paper.
+
+Adaptive methods (Adam, AdamW) do not map in this way: their averages mix gradients taken at different scales.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
+
+from minibn.optim import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The change of variables `w̃ = w / P, ṽ = P (v - κ w) / q` between a run with and one without weight decay.
+
+    `Frame()` is the identity: where every conversion starts.
+
+    Args:
+        scale: P, above 0.
+        kappa: κ, the velocity for each unit of weight that only decays the weight.
+        q: above 0; stays 1 for heavy-ball momentum.
+    """
+
+    scale: float = 1.0
+    kappa: float = 0.0
+    q: float = 1.0
+
+    def remove(self, weight, velocity):
+        """State (w, v) of the run with weight decay -> (w̃, ṽ) of the run without; arrays of any library, or floats."""
+        return weight / self.scale, (velocity - self.kappa * weight) * (self.scale / self.q)
+
+    def add(self, weight, velocity):
+        """State (w̃, ṽ) of the run without weight decay -> (w, v) of the run with it: the inverse of `remove`."""
+        weight = weight * self.scale
+        return weight, velocity * (self.q / self.scale) + self.kappa * weight
+
+
+def remove_weight_decay(schedule, *, band=2.0**32, frame=Frame()):
+    """The schedule without weight decay that trains every scale-invariant network as `schedule` does.
+
+    With P_0 = 1 and κ_0 = 0, for heavy-ball momentum (the general case: top of this file),
+        drag = λ_t + γ_t κ_t      α = 1 - η_t drag      κ_{t+1} = drag / α      P_{t+1} = α P_t
+        η̃_t = η_t / (P_t P_{t+1})        γ̃_t = γ_t        λ̃_t = 0
+    Exact at every step for any learning rate (0 too), momentum and weight decay that change at any step: the converted
+    run's weights are w_t / P_t. One pass, O(1) memory. Paper, Theorem 2.12, there for phases of constant lr.
+
+    Args:
+        schedule: iterable of `Step`. Its own `kick` and `rescale` are taken into the frame.
+        band: P shrinks for ever and η̃ grows with 1 / P², past any float. Whenever P leaves [1/band, band], the converted
+            Step carries `rescale`, a power of two that brings P back near 1 and changes no other bit of training.
+            None: never rescale, the plain schedule of the paper.
+        frame: where the change of variables stands at the first step. `Frame()`: the converted run starts from the
+            same weights and velocity, whatever they are.
+
+    Yields:
+        Step, without weight decay and shrink.
+
+    Raises:
+        ValueError: at the step where α <= 0 (learning rate times weight decay is so large that the weights would pass
+            through zero), or band is not above 1.
+        OverflowError: band=None, at the step where η̃ leaves float range.
+
+    Example:
+        >>> from itertools import islice
+        >>> from minibn.schedules import constant
+        >>> [round(s.lr, 4) for s in islice(remove_weight_decay(constant(0.1, weight_decay=0.5)), 3)]
+        [0.1053, 0.1166, 0.1292]
+    """
+    _check_band(band)
+    return (step for step, _ in _removing(schedule, band, frame))
+
+
+def frame_after(schedule, steps, *, band=2.0**32, frame=Frame()):
+    """The `Frame` of `remove_weight_decay(schedule, band=band, frame=frame)` after `steps` steps.
+
+    With it a run can change its form at any step and end in the same network:
+    `weight, velocity = frame.remove(weight, velocity)` goes on as the converted run, `frame.add` the other way.
+
+    Raises:
+        ValueError: the schedule is shorter than `steps`, or has no conversion.
+    """
+    _check_band(band)
+    done = 0
+    if steps:
+        for done, (_, frame) in enumerate(_removing(schedule, band, frame), 1):
+            if done == steps:
+                break
+    if done < steps:
+        raise ValueError(f"the schedule has {done} steps, cannot give the frame after {steps}")
+    return frame
+
+
+def add_weight_decay(schedule, weight_decay, *, shrink=0.0, frame=Frame()):
+    """The schedule with the given weight decay that trains every scale-invariant network as `schedule` does.
+
+    The inverse of `remove_weight_decay`, for any target λ and δ. For heavy-ball momentum, with `s = η̃_t P_t²`,
+        drag = λ_t + γ_t κ_t      α = 1 / (1 + s drag)      η_t = α s      then κ and P as there.
+    In general, with `r = γ̃ / (q (1 + ν̃))` and `s = (1 + ν̃) η̃ P²`,
+        α = (1 - δ) / (1 + s (λ + r κ))      c = α s      ν = ν̃ (1 - δ) / (1 - δ - c λ - c (1 + ν̃) r κ)
+        η = c / (1 + ν)      γ = r (1 + ν)
+    which are the equations at the top of this file solved for (η, γ, ν). Removing then adding the same weight decay (and shrink)
+    gives back the original numbers; removing then adding another restates any schedule at any weight decay.
+
+    Args:
+        schedule: iterable of `Step` without weight decay and shrink; `kick` and `rescale` are taken into the frame.
+        weight_decay: λ, a number or an iterable of numbers, one a step.
+        shrink: δ, likewise: decoupled decay.
+        frame: where the change of variables stands at the first step.
+
+    Yields:
+        Step, with weight decay and without rescale.
+
+    Raises:
+        ValueError: at a step that has weight decay or shrink already, or where no learning rate does it.
+    """
+    decays = repeat(weight_decay) if isinstance(weight_decay, int | float) else weight_decay
+    shrinks = repeat(shrink) if isinstance(shrink, int | float) else shrink
+    for target in (weight_decay, shrink):
+        if isinstance(target, int | float):
+            Step(0.0, weight_decay=target)
+    return _adding(schedule, decays, shrinks, frame)
+
+
+def fixed_point(lr, momentum, weight_decay):
+    """(α, κ): by which factor constant lr with weight decay shrinks the weights each step, and its κ, once steady.
+
+        α is the larger root of x² - (1 + γ - ηλ) x + γ = 0        κ = λ / (α - γ)
+
+    Real and positive if and only if `ηλ <= (1 - √γ)²` (paper, Theorem 1.1). The discriminant is computed as
+    `((1 - √γ)² - ηλ) ((1 + √γ)² - ηλ)`, which does not cancel.
+
+    Raises:
+        ValueError: ηλ is above (1 - √γ)², or a number is out of range.
+
+    Example:
+        >>> alpha, kappa = fixed_point(0.1, 0.9, 5e-4)
+        >>> round(alpha ** (-2 * 391), 3)  # figure 1 of the paper: growth in an epoch of 391 steps
+        1.481
+    """
+    Step(lr, momentum, weight_decay)
+    if momentum >= 1:
+        raise ValueError(f"momentum must be below 1, got {momentum}")
+    product, limit = lr * weight_decay, (1 - math.sqrt(momentum)) ** 2
+    if product > limit:
+        raise ValueError(
+            f"no exponential schedule matches lr={lr}, momentum={momentum}, weight_decay={weight_decay}: lr * weight_decay = "
+            f"{product:.4g} is above (1 - sqrt(momentum))**2 = {limit:.4g}, where weight decay makes the weights oscillate "
+            "through zero. Lower the learning rate, the momentum or the weight decay.")
+    root = math.sqrt((limit - product) * ((1 + math.sqrt(momentum)) ** 2 - product))
+    alpha = (1 + momentum - product + root) / 2
+    if alpha <= momentum and weight_decay:
+        raise ValueError(f"no exponential schedule matches lr={lr}, momentum={momentum}, weight_decay={weight_decay}: "
+                         "the weights would be zero after one step. Lower the learning rate or the weight decay.")
+    return alpha, weight_decay / (alpha - momentum) if weight_decay else 0.0
+
+
+def _check_band(band):
+    if band is not None and not (math.isfinite(band) and band > 1):
+        raise ValueError(f"band must be a finite number above 1, or None for no rescaling; got {band}")
+
+
+def _removing(schedule, band, frame):
+    """Yield (converted step, frame after it)."""
+    for t, s in enumerate(schedule):
+        try:
+            frame, rescale = _rebase(_absorb(frame, s), band)
+            converted, frame = _remove(s, frame)
+        except (ValueError, ArithmeticError) as error:
+            raise _at_step(error, t, s, frame, "is too large" if band else "left float range") from error
+        yield replace(converted, rescale=rescale), frame
+
+
+def _absorb(frame, step):
+    """The frame after the step's own rescale c (w <- c w, v <- v/c) and kick k (v <- v + k w), which leave w̃, ṽ alone."""
+    c = step.rescale
+    return replace(frame, scale=frame.scale * c, kappa=frame.kappa / c**2 + step.kick)

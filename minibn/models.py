@@ -1,0 +1,121 @@
+"""Networks, each a few lines of composition: mlp, vgg, resnet, preresnet.
+
+All share their keywords: `num_classes`; `in_channels` of the channels-last images; `norm`, the normalisation class, called
+as `norm(channels, eps=eps, affine=affine, dtype=dtype)` (for groups: `functools.partial(nn.GroupNorm, 4)`);
+`rng`, the numpy.random.Generator of the Kaiming-normal weights; `dtype`. Convolutions have no bias, since a normalisation
+follows each on its way to the logits; the last layer, `head`, has one. Only `head` and the norms' γ and β keep the
+networks from being scale-invariant in all their weights together.
+"""
+
+from minibn import nn
+
+
+def mlp(hidden=(128, 128), *, num_classes=10, in_features=64, norm=nn.BatchNorm, eps=1e-5, affine=True, rng,
+        dtype="float32"):
+    """Multi-layer perceptron: flatten, then linear-norm-ReLU for each of the `hidden` widths, then the head.
+
+    Input (N, …) with `in_features` numbers an example, output logits (N, num_classes).
+    """
+    layers, width = {"flatten": nn.Flatten()}, in_features
+    for i, wider in enumerate(hidden, 1):
+        layers[f"linear{i}"] = nn.Linear(width, wider, bias=False, rng=rng, dtype=dtype)
+        layers[f"norm{i}"] = norm(wider, eps=eps, affine=affine, dtype=dtype)
+        layers[f"relu{i}"] = nn.ReLU()
+        width = wider
+    return nn.Sequential(**layers, head=nn.Linear(width, num_classes, rng=rng, dtype=dtype))
+
+
+def vgg(layers=(16, "M", 32, "M", 64, 64), *, num_classes=10, in_channels=3, norm=nn.BatchNorm, eps=1e-5, affine=True,
+        rng, dtype="float32"):
+    """A small VGG with normalisation (Simonyan & Zisserman, 2015): 3x3 conv-norm-ReLU for each number in `layers`, a
+    2x2 max-pooling for each "M", then global average pooling and the head.
+
+    Input (N, H, W, in_channels), output logits (N, num_classes).
+    """
+    modules, channels = {}, in_channels
+    for i, width in enumerate(layers, 1):
+        if width == "M":
+            modules[f"pool{i}"] = nn.MaxPool2d(2)
+        else:
+            modules[f"conv{i}"] = nn.Conv2d(channels, width, 3, padding=1, rng=rng, dtype=dtype)
+            modules[f"norm{i}"] = norm(width, eps=eps, affine=affine, dtype=dtype)
+            modules[f"relu{i}"] = nn.ReLU()
+            channels = width
+    return nn.Sequential(**modules, pool=nn.GlobalAvgPool(), head=nn.Linear(channels, num_classes, rng=rng, dtype=dtype))
+
+
+def resnet(depth=32, *, num_classes=10, in_channels=3, width=16, norm=nn.BatchNorm, eps=1e-5, affine=True, rng,
+           dtype="float32"):
+    """Post-activation ResNet for small images (He et al., 2016a, section 4.2): `relu(x + norm conv relu norm conv x)`.
+
+    Three stages of n = (depth - 2) / 6 blocks, of `width`, `2 width` and `4 width` channels; each but the first halves
+    the image, with a 1x1 conv and norm on its shortcut.
+
+    Input (N, H, W, in_channels), output logits (N, num_classes).
+    """
+    conv, normalise = _makers(norm, eps, affine, rng, dtype)
+
+    def block(inside, outside, stride):
+        branch = nn.Sequential(conv1=conv(inside, outside, 3, stride), norm1=normalise(outside), relu1=nn.ReLU(),
+                               conv2=conv(outside, outside, 3), norm2=normalise(outside))
+        shortcut = None
+        if (inside, stride) != (outside, 1):
+            shortcut = nn.Sequential(conv=conv(inside, outside, 1, stride), norm=normalise(outside))
+        return nn.Sequential(sum=nn.Residual(branch, shortcut), relu=nn.ReLU())
+
+    return nn.Sequential(
+        stem=conv(in_channels, width, 3), norm=normalise(width), relu=nn.ReLU(), **_stages(depth, width, block),
+        pool=nn.GlobalAvgPool(), head=nn.Linear(4 * width, num_classes, rng=rng, dtype=dtype))
+
+
+def preresnet(depth=32, *, num_classes=10, in_channels=3, width=16, norm=nn.BatchNorm, eps=1e-5, affine=True, rng,
+              dtype="float32"):
+    """Pre-activation ResNet for small images (He et al., 2016b), the paper's PreResNet-32 at depth=32:
+    `x + conv relu norm conv relu norm x`, with a norm and ReLU after the last block.
+
+    Stages as in `resnet`. Where a block halves the image, its 1x1 shortcut conv takes the *activated* input,
+    `branch(a) + conv(a)` with `a = relu(norm(x))`: taken from x itself it would grow with the weights before it, the branch
+    would not, and the network would not be scale-invariant (the paper's appendix C).
+
+    Input (N, H, W, in_channels), output logits (N, num_classes).
+    """
+    conv, normalise = _makers(norm, eps, affine, rng, dtype)
+
+    def block(inside, outside, stride):
+        activate = {"norm1": normalise(inside), "relu1": nn.ReLU()}
+        convs = {"conv1": conv(inside, outside, 3, stride), "norm2": normalise(outside), "relu2": nn.ReLU(),
+                 "conv2": conv(outside, outside, 3)}
+        if (inside, stride) == (outside, 1):
+            return nn.Residual(nn.Sequential(**activate, **convs))
+        return nn.Sequential(**activate, sum=nn.Residual(nn.Sequential(**convs), conv(inside, outside, 1, stride)))
+
+    return nn.Sequential(
+        stem=conv(in_channels, width, 3), **_stages(depth, width, block), norm=normalise(4 * width), relu=nn.ReLU(),
+        pool=nn.GlobalAvgPool(), head=nn.Linear(4 * width, num_classes, rng=rng, dtype=dtype))
+
+
+def _makers(norm, eps, affine, rng, dtype):
+    """Functions that make a "same"-padded conv without bias, and a normalisation."""
+
+    def conv(inside, outside, kernel_size, stride=1):
+        return nn.Conv2d(inside, outside, kernel_size, stride, kernel_size // 2, rng=rng, dtype=dtype)
+
+    def normalise(channels):
+        return norm(channels, eps=eps, affine=affine, dtype=dtype)
+
+    return conv, normalise
+
+
+def _stages(depth, width, block):
+    """{"stage1": …, "stage2": …, "stage3": …}, each of (depth - 2) / 6 blocks."""
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, 32, …), got {depth}")
+    stages, inside = {}, width
+    for stage in range(3):
+        outside = width * 2**stage
+        blocks = []
+        for i in range((depth - 2) // 6):
+            blocks.append(block(inside, outside, 2 if stage and i == 0 else 1))
+            inside = outside
+        stages[f"stage{stage + 1}"] = nn.Sequential(*blocks)
+    return stages

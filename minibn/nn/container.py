@@ -1,0 +1,79 @@
+"""Sequential and Residual: modules made of modules."""
+
+from minibn.nn.module import Module
+
+
+class Sequential(Module):
+    """One module after another: `y = f_n(… f_2(f_1(x)))`.
+
+    Args:
+        *modules: named "0", "1", … as in PyTorch.
+        **named: further modules under names of their own, `Sequential(conv=Conv2d(…), norm=BatchNorm(…))`.
+
+    Raises:
+        TypeError: an argument is not a Module.
+    """
+
+    def __init__(self, *modules, **named):
+        self._modules = {**{str(i): module for i, module in enumerate(modules)}, **named}
+        for name, module in self._modules.items():
+            if not isinstance(module, Module):
+                raise TypeError(f"Sequential takes modules, got {module!r} as {name!r}")
+
+    def children(self):
+        return list(self._modules.items())
+
+    def __getitem__(self, name):
+        """The submodule of this name or number."""
+        return self._modules[str(name)]
+
+    def __iter__(self):
+        return iter(self._modules.values())
+
+    def __len__(self):
+        return len(self._modules)
+
+    def forward(self, x):
+        """Each module's output is the next one's input."""
+        for module in self:
+            x = module(x)
+        return x
+
+    def backward(self, dy):
+        """Each module's input gradient is the output gradient of the one before it."""
+        for module in reversed(list(self)):
+            dy = module.backward(dy)
+        return dy
+
+    def __repr__(self):
+        return f"Sequential({', '.join(f'{name}={module}' for name, module in self._modules.items())})"
+
+
+class Residual(Module):
+    """`y = branch(x) + shortcut(x)`, the shortcut being x itself if None (He et al., 2015).
+
+    Backward: `dx = branch.backward(dy) + shortcut.backward(dy)`.
+
+    Raises:
+        ValueError: branch and shortcut give different shapes.
+    """
+
+    def __init__(self, branch, shortcut=None):
+        self.branch, self.shortcut = branch, shortcut
+
+    def forward(self, x):
+        """branch(x) + shortcut(x)."""
+        y = self.branch(x)
+        z = x if self.shortcut is None else self.shortcut(x)
+        if y.shape != z.shape:
+            raise ValueError(f"Residual adds its branch's {tuple(y.shape)} to its shortcut's {tuple(z.shape)}: give it a "
+                             "shortcut, such as a 1 x 1 Conv2d, that makes them equal")
+        return y + z
+
+    def backward(self, dy):
+        """The sum of what both paths return."""
+        dx = self.branch.backward(dy)
+        return dx + (dy if self.shortcut is None else self.shortcut.backward(dy))
+
+    def __repr__(self):
+        return f"Residual({self.branch}, shortcut={self.shortcut})"

@@ -1,0 +1,70 @@
+"""Linear: a matrix product and a bias."""
+
+import math
+
+from minibn.backend import sum_rows
+from minibn.nn.module import Module, Parameter
+
+
+def kaiming_normal(rng, shape, fan_in, dtype):
+    """Weights from `N(0, 2 / fan_in)`, which keeps the mean square of ReLU networks' activations from layer to layer.
+
+    He et al., *Delving Deep into Rectifiers*, ICCV 2015, equation 10. Drawn in float64 whatever the dtype, so one seed
+    gives the same start in float32 and float64.
+
+    Args:
+        rng: numpy.random.Generator.
+        shape: shape of the weight.
+        fan_in: number of inputs that one output sums over.
+        dtype: "float32" or "float64".
+    """
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
+    return (rng.standard_normal(shape) * math.sqrt(2 / fan_in)).astype(dtype)
+
+
+class Linear(Module):
+    """Affine map `y = x W + b`.
+
+    Shapes: x (N, in), W (in, out), b (out,), y (N, out). PyTorch keeps W transposed, as (out, in).
+
+    Backward, with dy the gradient of the loss with respect to y:
+        dW = xᵀ dy        db = Σ_n dy_n        dx = dy Wᵀ
+
+    Args:
+        in_features, out_features: sizes of an input and an output row.
+        bias: whether to add b, which starts at zero.
+        rng: numpy.random.Generator for the weight (`kaiming_normal`).
+        dtype: "float32" or "float64".
+
+    Raises:
+        ValueError: the input is not (N, in), or a size is below 1.
+        TypeError: the input's dtype is not the weight's.
+        RuntimeError: backward before forward.
+    """
+
+    def __init__(self, in_features, out_features, bias=True, *, rng, dtype="float32"):
+        if min(in_features, out_features) < 1:
+            raise ValueError(f"Linear needs in_features and out_features above 0, got {in_features} and {out_features}")
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Parameter(kaiming_normal(rng, (in_features, out_features), in_features, dtype))
+        self.bias = Parameter(self.weight.data[0] * 0) if bias else None
+
+    def forward(self, x):
+        """(N, in) -> (N, out)."""
+        self._check_input(x, ("N", self.in_features), self.weight.data)
+        self._keep(x)
+        y = x @ self.weight.data
+        return y if self.bias is None else y + self.bias.data
+
+    def backward(self, dy):
+        """(N, out) -> (N, in)."""
+        shape = self._kept and (self._kept[0].shape[0], self.out_features)
+        (x,) = self._take(dy, shape)
+        self.weight.grad += x.T @ dy
+        if self.bias is not None:
+            self.bias.grad += sum_rows(dy)
+        return dy @ self.weight.data.T
+
+    def __repr__(self):
+        return f"Linear({self.in_features}, {self.out_features}, bias={self.bias is not None})"

@@ -1,0 +1,85 @@
+"""Losses: a float forward, the gradient in the scores backward."""
+
+from minibn.backend import array_namespace, device
+from minibn.nn.module import Module
+
+
+class CrossEntropy(Module):
+    """Mean cross-entropy of softmax probabilities:
+
+        L = 1/N Σ_n (log Σ_k exp z_nk - z_{n, y_n})        dL/dz = (softmax(z) - onehot(y)) / N
+
+    The largest logit of each row is taken out of the logarithm first, so no exponential overflows.
+
+    Shapes: logits z (N, K) of a floating dtype, labels y (N,) integers from 0 to K - 1.
+
+    Raises:
+        ValueError: a wrong shape, an empty batch, or a label out of range.
+        TypeError: labels are not integers.
+        RuntimeError: backward before the loss was computed.
+    """
+
+    def __call__(self, logits, labels):
+        return self.forward(logits, labels)
+
+    def forward(self, logits, labels):
+        """The loss as a float."""
+        xp = array_namespace(logits, labels)
+        self._check_input(logits, ("N", "K"))
+        n, k = logits.shape
+        if tuple(labels.shape) != (n,):
+            raise ValueError(f"CrossEntropy needs one label for each of the {n} rows of logits, got {tuple(labels.shape)}")
+        if not xp.isdtype(labels.dtype, "integral"):
+            raise TypeError(f"CrossEntropy needs integer labels, got {labels.dtype}")
+        low, high = int(xp.min(labels)), int(xp.max(labels))
+        if low < 0 or high >= k:
+            raise ValueError(f"CrossEntropy needs labels from 0 to {k - 1} for {k} classes, got {low} to {high}")
+        z = logits - xp.max(logits, axis=1, keepdims=True)
+        exponentials = xp.exp(z)
+        total = xp.sum(exponentials, axis=1, keepdims=True)
+        onehot = labels[:, None] == xp.arange(k, dtype=labels.dtype, device=device(labels))
+        self._keep(exponentials / total, xp.astype(onehot, logits.dtype))
+        right = xp.sum(xp.where(onehot, z, xp.zeros_like(z)), axis=1)
+        return float(xp.mean(xp.log(total[:, 0]) - right))
+
+    def backward(self):
+        """dL/dlogits, (N, K)."""
+        probabilities, onehot = self._take(None)
+        return (probabilities - onehot) / probabilities.shape[0]
+
+
+class Logistic(Module):
+    """Mean logistic loss for labels -1 and +1:
+
+        L = 1/N Σ_n log(1 + exp(-y_n s_n))        dL/ds_n = -y_n / (1 + exp(y_n s_n)) / N
+
+    Both written with `logaddexp(0, ·)`, so no exponential overflows.
+
+    Shapes: scores s (N,), labels y (N,) of the values -1 and +1.
+
+    Raises:
+        ValueError: a wrong shape, an empty batch, or a label that is not -1 or +1.
+        RuntimeError: backward before the loss was computed.
+    """
+
+    def __call__(self, scores, labels):
+        return self.forward(scores, labels)
+
+    def forward(self, scores, labels):
+        """The loss as a float."""
+        xp = array_namespace(scores, labels)
+        self._check_input(scores, ("N",))
+        if labels.shape != scores.shape:
+            raise ValueError(f"Logistic needs labels of the scores' shape {tuple(scores.shape)}, got {tuple(labels.shape)}")
+        if not xp.all((labels == 1) | (labels == -1)):
+            raise ValueError("Logistic needs labels -1 and +1; turn labels 0 and 1 into 2 * labels - 1")
+        y = xp.astype(labels, scores.dtype)
+        margin = y * scores
+        self._keep(y, margin)
+        return float(xp.mean(xp.logaddexp(xp.zeros_like(margin), -margin)))
+
+    def backward(self):
+        """dL/dscores, (N,)."""
+        y, margin = self._take(None)
+        xp = array_namespace(margin)
+        return -y * xp.exp(-xp.logaddexp(xp.zeros_like(margin), margin)) / margin.shape[0]

@@ -1,0 +1,173 @@
+"""Parameter and Module: what every layer is made of.
+
+There is no tape. `forward` keeps what `backward` needs, `backward` adds to each `Parameter.grad` and returns the
+gradient with respect to the input; a breakpoint on either shows the equation of its docstring at work.
+"""
+
+from minibn import backend
+from minibn.backend import array_namespace
+
+
+class Parameter:
+    """A trainable array `data` and the gradient `grad` of the loss with respect to it (same shape, starts at 0)."""
+
+    def __init__(self, data):
+        self.data = data
+        self.zero_grad()
+
+    def zero_grad(self):
+        """Set the gradient to zero."""
+        self.grad = array_namespace(self.data).zeros_like(self.data)
+
+    def __repr__(self):
+        return f"Parameter(shape={tuple(self.data.shape)}, dtype={backend.dtype_name(self.data)})"
+
+
+class Module:
+    """A function with parameters, and its derivative.
+
+    Subclasses define `forward(x)` and `backward(dy)`, and set parameters and submodules as attributes: these are
+    found in the order of assignment. `buffers` names the attributes that are arrays but not trained.
+    """
+
+    buffers = ()
+    training = True
+    _kept = None
+
+    def forward(self, x):
+        """The module's output for input `x`; keeps what `backward` needs."""
+        raise TypeError(f"{type(self).__name__} must define forward(x)")
+
+    def backward(self, dy):
+        """Given `dy`, the loss's gradient in the output: add to every `Parameter.grad`, return it in the input.
+
+        Each `backward` belongs to the one `forward` before it and uses up what that kept.
+        """
+        raise TypeError(f"{type(self).__name__} must define backward(dy)")
+
+    def __call__(self, x):
+        return self.forward(x)
+
+    def children(self):
+        """(name, module) of each direct submodule."""
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, Module)]
+
+    def named_modules(self, prefix=""):
+        """(dotted name, module) of this module (name "") and all below it, parents first."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self):
+        """(dotted name, Parameter) of all parameters, in the order in which the modules were given.
+
+        Raises:
+            ValueError: one module or parameter stands at two places; `backward` keeps one input a module.
+        """
+        seen = {}
+        for path, name, parameter in self._named(lambda module: vars(module)):
+            if isinstance(parameter, Parameter):
+                full = f"{path}.{name}" if path else name
+                if id(parameter) in seen:
+                    raise ValueError(f"{full} and {seen[id(parameter)]} are the same Parameter: a module can stand at "
+                                     "one place of a network only; make two")
+                seen[id(parameter)] = full
+                yield full, parameter
+
+    def parameters(self):
+        """All parameters, in the order of `named_parameters`."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def _named(self, attributes):
+        for path, module in self.named_modules():
+            for name in attributes(module):
+                yield path, name, getattr(module, name)
+
+    def zero_grad(self):
+        """Set every gradient to zero."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def train(self, mode=True):
+        """Use batch statistics (`mode=True`) or running ones (`mode=False`) in BatchNorm; returns self."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self):
+        """Same as `train(False)`."""
+        return self.train(False)
+
+    def to(self, xp=None, dtype=None, device=None):
+        """Move every parameter and buffer to array namespace `xp`, dtype (a name) and device; returns self.
+
+        Gradients are set to zero. None leaves that property as it is.
+        """
+        for _, module in self.named_modules():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Parameter):
+                    value.data = backend.convert(value.data, xp, dtype, device)
+                    value.zero_grad()
+                elif name in module.buffers:
+                    setattr(module, name, backend.convert(value, xp, dtype, device))
+        return self
+
+    def state_dict(self):
+        """{dotted name: copy of the array} of all parameters and buffers."""
+        state = {name: parameter.data for name, parameter in self.named_parameters()}
+        for path, name, value in self._named(lambda module: module.buffers):
+            state[f"{path}.{name}" if path else name] = value
+        return {name: backend.asarray(value, value) for name, value in state.items()}
+
+    def load_state_dict(self, state):
+        """Copy the arrays of `state`, as `state_dict` made it, into this module.
+
+        Arrays may come from any array library; they take the dtype and device of what they replace. Nothing is
+        changed unless all of it fits.
+
+        Raises:
+            ValueError: names are missing or unknown, or a shape differs.
+        """
+        own = self.state_dict()
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unknown:
+            raise ValueError(f"state does not fit {type(self).__name__}: missing {missing}, unknown {unknown}")
+        for name, value in own.items():
+            if tuple(value.shape) != tuple(state[name].shape):
+                raise ValueError(f"{name} must have shape {tuple(value.shape)}, got {tuple(state[name].shape)}")
+        for name, parameter in self.named_parameters():
+            parameter.data = backend.asarray(state[name], parameter.data)
+        for path, name, value in list(self._named(lambda module: module.buffers)):
+            full = f"{path}.{name}" if path else name
+            setattr(dict(self.named_modules())[path], name, backend.asarray(state[full], value))
+
+    def _keep(self, *values):
+        """Remember `values` for `backward`."""
+        self._kept = values
+
+    def _take(self, dy, shape=None):
+        """What `forward` kept, once; checks that `dy` has the shape of the output."""
+        if self._kept is None:
+            raise RuntimeError(f"{self}.backward was called before forward: every backward needs a forward of its own "
+                               "(and a module can stand at one place of a network only)")
+        if shape is not None and tuple(dy.shape) != tuple(shape):
+            raise ValueError(f"{self}.backward needs dy of the output's shape {tuple(shape)}, got {tuple(dy.shape)}")
+        kept, self._kept = self._kept, None
+        return kept
+
+    def _check_input(self, x, shape, like=None):
+        """Raise unless `x` has a shape such as ("N", "H", "W", 16), where names stand for any number above 0,
+        and the dtype of the array `like`."""
+        given = tuple(x.shape)
+        fits = len(given) == len(shape) and all(
+            n > 0 if isinstance(want, str) else n == want for n, want in zip(given, shape, strict=True))
+        if not fits:
+            wanted = ", ".join(str(n) for n in shape)
+            raise ValueError(f"{self} needs input of shape ({wanted}), got {given}; images are channels last "
+                             "and no axis may be empty")
+        if like is not None and x.dtype != like.dtype:
+            raise TypeError(f"{self} has {backend.dtype_name(like)} parameters but its input is "
+                            f"{backend.dtype_name(x)}; convert the input, or the module with .to(dtype=...)")
+
+    def __repr__(self):
+        return f"{type(self).__name__}()"

@@ -1,0 +1,254 @@
+"""Normalisation: BatchNorm, LayerNorm, GroupNorm and InstanceNorm on one core.
+
+All four do the same thing to different sets of numbers. With M numbers in a set,
+    μ = Σ x / M        σ² = Σ (x - μ)² / M        x̂ = (x - μ) / √(σ² + ε)        y = γ x̂ + β
+    dβ = Σ dy          dγ = Σ dy x̂                dx = (dx̂ - Σ dx̂ / M - x̂ Σ dx̂ x̂ / M) / √(σ² + ε),  dx̂ = γ dy
+where the sums of dβ and dγ run over everything that shares a channel. Images are seen as (B, R, C), rows R of channels C
+for each of B blocks, and a set is all the rows of one block and one group of neighbouring channels:
+
+    |              | B | R     | channels in a set |
+    | BatchNorm    | 1 | N·H·W | 1                 |
+    | InstanceNorm | N | H·W   | 1                 |
+    | GroupNorm    | N | H·W   | C / num_groups    |
+    | LayerNorm    | N | H·W   | C                 |
+
+ε = 0 is legal, and is what makes a network exactly scale-invariant: y(c x) = y(x) for c > 0. A set whose numbers are all
+equal, up to rounding, then gives x̂ = 0 and dx = 0.
+"""
+
+import math
+
+from minibn import backend
+from minibn.backend import array_namespace, device, map_chunks, sum_rows
+from minibn.nn.module import Module, Parameter
+
+
+class _Normalisation(Module):
+    """The core. `blocks_are_images` tells whether statistics are taken for each image or over the whole batch."""
+
+    blocks_are_images = True
+
+    def __init__(self, num_features, num_groups, eps, affine, dtype):
+        if num_features < 1 or num_groups < 1 or num_features % num_groups:
+            raise ValueError(f"{type(self).__name__}: num_features must be above 0 and divisible by num_groups, "
+                             f"got {num_features} and {num_groups}")
+        if not (math.isfinite(eps) and eps >= 0):
+            raise ValueError(f"{type(self).__name__}: eps must be a number of at least 0, got {eps}")
+        self.num_features, self.num_groups, self.eps = num_features, num_groups, eps
+        ones = backend.np.ones(num_features, dtype=dtype)
+        self.weight = Parameter(ones) if affine else None
+        self.bias = Parameter(ones * 0) if affine else None
+
+    def forward(self, x):
+        """(N, …, C) -> the same shape."""
+        like = self.weight.data if self.weight else getattr(self, "running_mean", None)
+        self._check_input(x, ("N", *"HWD"[: max(x.ndim - 2, 0)], self.num_features), like)
+        mean, var = self._statistics(x)
+        inverse = self._inverse_std(mean, var)
+        xp = array_namespace(x)
+        scale = inverse if self.weight is None else inverse * self.weight.data
+        y = xp.empty(x.shape, dtype=x.dtype, device=device(x))
+
+        def normalise(s):
+            rows, mu, a = _widen(self._rows(x[s]), *self._of(s, mean, scale))
+            out = (rows - mu) * a
+            y[s] = xp.reshape(out, y[s].shape)
+
+        self._map(normalise, x)
+        self._keep(x, mean, inverse, self._fixed_statistics())
+        return y if self.bias is None else y + self.bias.data
+
+    def backward(self, dy):
+        """(N, …, C) -> the same shape."""
+        x, mean, inverse, fixed = self._take(dy, self._kept and self._kept[0].shape)
+        xp = array_namespace(dy)
+
+        def sums(s):
+            d = self._rows(dy[s])
+            rows, wide, mu = _widen(self._rows(x[s]), d, self._of(s, mean)[0])
+            return sum_rows(d), sum_rows(xp.reshape(wide * (rows - mu), d.shape))
+
+        sum_dy, sum_dy_x = self._total(self._map(sums, x))
+        sum_dy_x = sum_dy_x * inverse  # Σ dy x̂
+        gamma = 1.0
+        if self.weight is not None:
+            gamma = self.weight.data
+            self.weight.grad += xp.sum(sum_dy_x, axis=(0, 1))
+            self.bias.grad += xp.sum(sum_dy, axis=(0, 1))
+        scale = inverse * gamma
+        if fixed:
+            return dy * scale[0, 0, :]
+        mean_dy = self._set_mean(sum_dy * gamma, x) * inverse
+        mean_dy_x = self._set_mean(sum_dy_x * gamma, x) * inverse**2
+
+        dx = xp.empty(x.shape, dtype=dy.dtype, device=device(dy))
+
+        def differentiate(s):
+            rows, d, mu, a, m, k = _widen(self._rows(x[s]), self._rows(dy[s]),
+                                         *self._of(s, mean, scale, mean_dy, mean_dy_x))
+            out = d * a - m - (rows - mu) * k
+            dx[s] = xp.reshape(out, dx[s].shape)
+
+        self._map(differentiate, x)
+        return dx
+
+    def _statistics(self, x):
+        """μ and σ² of each set, repeated for each of its channels: (B, 1, C).
+
+        The sums run over x minus the set's first number, so that equal numbers give exactly σ² = 0.
+        """
+        xp = array_namespace(x)
+        if self._set_size(x) < 2:
+            raise ValueError(f"{self} would normalise over one number, which is always 0; give it more than "
+                             f"{'one row' if x.ndim == 2 else 'one pixel'}, input is {tuple(x.shape)}")
+        first = self._rows(x)[:, :1, :: self.num_features // self.num_groups]
+        first = xp.repeat(first, self.num_features // self.num_groups, axis=2)
+
+        def shifted(s):
+            rows, mu = _widen(self._rows(x[s]), *self._of(s, first))
+            return (sum_rows(xp.reshape(rows - mu, self._rows(x[s]).shape)),)
+
+        mean = first + self._set_mean(*self._total(self._map(shifted, x)), x)
+
+        def squares(s):
+            rows, mu = _widen(self._rows(x[s]), *self._of(s, mean))
+            centred = rows - mu
+            return (sum_rows(xp.reshape(centred * centred, self._rows(x[s]).shape)),)
+
+        return mean, self._set_mean(*self._total(self._map(squares, x)), x)
+
+    def _inverse_std(self, mean, var):
+        """1 / √(σ² + ε), and 0 where ε = 0 and the set's spread is rounding error: σ below 4 ulps of μ."""
+        xp = array_namespace(var)
+        noise = (4 * xp.finfo(var.dtype).eps * mean) ** 2
+        constant = (var <= noise) & (self.eps == 0)
+        return xp.where(constant, xp.zeros_like(var), 1 / xp.sqrt(xp.where(constant, xp.ones_like(var), var) + self.eps))
+
+    def _fixed_statistics(self):
+        return False
+
+    def _rows(self, x):
+        """Images (N, …, C) as blocks of rows (B, R, C)."""
+        return array_namespace(x).reshape(x, (x.shape[0] if self.blocks_are_images else 1, -1, x.shape[-1]))
+
+    def _of(self, s, *statistics):
+        """The part of each (B, 1, C) array that belongs to the images `s`."""
+        return [stat[s] if self.blocks_are_images else stat for stat in statistics]
+
+    def _total(self, chunks):
+        """Sums (b, C) of each chunk of images -> sums (B, 1, C), in the order of the chunks."""
+        xp = array_namespace(chunks[0][0])
+        totals = [xp.concat(parts, axis=0) for parts in zip(*chunks, strict=True)]
+        return [t[:, None, :] if self.blocks_are_images else xp.sum(t, axis=0)[None, None, :] for t in totals]
+
+    def _set_mean(self, sums, x):
+        """Channel sums (B, 1, C) -> the mean over each set, repeated for each of its channels: (B, 1, C)."""
+        xp = array_namespace(sums)
+        size = self.num_features // self.num_groups
+        sums = xp.reshape(sums, (-1, 1, self.num_groups, size))
+        return xp.repeat(xp.sum(sums, axis=-1) / self._set_size(x), size, axis=-1)
+
+    def _set_size(self, x):
+        """M: how many numbers are normalised together."""
+        return math.prod(self._rows(x).shape[1:]) // self.num_groups
+
+    @staticmethod
+    def _map(function, x):
+        return map_chunks(function, x, math.prod(x.shape[1:]))
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.num_features}, eps={self.eps}, affine={self.weight is not None})"
+
+
+def _widen(x, *others):
+    """(B, R, C) seen as (B, R/k, kC), and rows (B, 1, C) repeated k times to match.
+
+    The numbers are the same, but NumPy's inner loop over the last axis is long enough to be fast.
+    """
+    xp = array_namespace(x)
+    blocks, rows, channels = x.shape
+    k = math.gcd(rows, max(1, 128 // channels))
+    wide = (blocks, rows // k, k * channels)
+    return [xp.reshape(x, wide)] + [xp.reshape(o, wide) if o.shape == x.shape else xp.tile(o, (1, 1, k)) for o in others]
+
+
+class BatchNorm(_Normalisation):
+    """Normalise each channel over the batch and all positions (Ioffe & Szegedy, 2015); over all axes but the last.
+
+    In training mode with the batch's own statistics, which are also averaged into the buffers
+        running_mean <- (1 - momentum) running_mean + momentum μ
+        running_var  <- (1 - momentum) running_var  + momentum σ² M / (M - 1)
+    as PyTorch does; in evaluation mode with those.
+
+    Shapes: x (N, C) or (N, H, W, C); weight γ, bias β, running_mean and running_var (C,).
+
+    Args:
+        num_features: C.
+        eps: ε, added to the variance; 0 is legal.
+        momentum: weight of the newest batch in the running statistics.
+        affine: whether to have γ (starts at 1) and β (starts at 0).
+        dtype: "float32" or "float64".
+
+    Raises:
+        ValueError: a wrong shape, or one number a channel in training mode.
+        TypeError: the input's dtype is not the parameters'.
+        RuntimeError: backward before forward.
+    """
+
+    blocks_are_images = False
+    buffers = ("running_mean", "running_var")
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, *, dtype="float32"):
+        super().__init__(num_features, num_features, eps, affine, dtype)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"BatchNorm: momentum must lie between 0 and 1, got {momentum}")
+        self.momentum = momentum
+        self.running_mean = backend.np.zeros(num_features, dtype=dtype)
+        self.running_var = backend.np.ones(num_features, dtype=dtype)
+
+    def _statistics(self, x):
+        if not self.training:
+            return self.running_mean[None, None, :], self.running_var[None, None, :]
+        mean, var = super()._statistics(x)
+        m, size = self.momentum, self._set_size(x)
+        self.running_mean = (1 - m) * self.running_mean + m * mean[0, 0, :]
+        self.running_var = (1 - m) * self.running_var + m * var[0, 0, :] * (size / (size - 1))
+        return mean, var
+
+    def _fixed_statistics(self):
+        return not self.training
+
+
+class GroupNorm(_Normalisation):
+    """Normalise each group of neighbouring channels of each image (Wu & He, 2018).
+
+    Shapes: x (N, C) or (N, H, W, C); weight γ and bias β (C,).
+
+    Args:
+        num_groups: number of groups; must divide C.
+        num_features: C.
+        eps, affine, dtype, errors: as in `BatchNorm`.
+    """
+
+    def __init__(self, num_groups, num_features, eps=1e-5, affine=True, *, dtype="float32"):
+        super().__init__(num_features, num_groups, eps, affine, dtype)
+
+
+class LayerNorm(_Normalisation):
+    """Normalise each image over all positions and channels (Ba, Kiros & Hinton, 2016): over all axes but the first.
+
+    γ and β are one number a channel, shapes and arguments as in `BatchNorm`: `GroupNorm` with one group.
+    """
+
+    def __init__(self, num_features, eps=1e-5, affine=True, *, dtype="float32"):
+        super().__init__(num_features, 1, eps, affine, dtype)
+
+
+class InstanceNorm(_Normalisation):
+    """Normalise each channel of each image over its positions (Ulyanov et al., 2016).
+
+    Shapes and arguments as in `BatchNorm`: `GroupNorm` with a group for each channel.
+    """
+
+    def __init__(self, num_features, eps=1e-5, affine=True, *, dtype="float32"):
+        super().__init__(num_features, num_features, eps, affine, dtype)

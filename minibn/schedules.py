@@ -1,0 +1,126 @@
+"""Schedules: streams of `Step`.
+
+One function a schedule, the formula first. All are endless, so none needs to know how long training is; steps are counted
+from t = 0. Arguments are checked at the call, not at the first step. Momentum γ and weight decay λ stay constant.
+A schedule is read once: make one for each SGD.
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import replace
+from itertools import count, repeat
+
+from minibn.optim import Step
+
+
+def constant(lr, *, momentum=0.0, weight_decay=0.0):
+    """`lr_t = lr`.
+
+    Example:
+        >>> next(constant(0.1, momentum=0.9)).momentum
+        0.9
+    """
+    return repeat(_step(lr, momentum, weight_decay))
+
+
+def step_decay(lr, milestones, factor=0.1, *, momentum=0.0, weight_decay=0.0):
+    """`lr_t = lr * factor**(number of milestones <= t)`.
+
+    Args:
+        lr: learning rate of the first step.
+        milestones: increasing step numbers at which the learning rate is multiplied by `factor`.
+        factor: at least 0.
+
+    Raises:
+        ValueError: the milestones do not increase, or a number is negative or not finite.
+
+    Example:
+        >>> from itertools import islice
+        >>> [s.lr for s in islice(step_decay(1.0, [2, 3]), 4)]
+        [1.0, 1.0, 0.1, 0.010000000000000002]
+    """
+    milestones = list(milestones)
+    if any(a >= b for a, b in zip([-1, *milestones], milestones, strict=False)):
+        raise ValueError(f"step_decay: milestones must be increasing step numbers of at least 0, got {milestones}")
+    _not_negative("step_decay", factor=factor)
+    _step(lr, momentum, weight_decay)
+    return (Step(lr * factor ** bisect_right(milestones, t), momentum, weight_decay) for t in count())
+
+
+def cosine(lr, steps, final=0.0, *, momentum=0.0, weight_decay=0.0):
+    """`lr_t = final + (lr - final) (1 + cos(π t / steps)) / 2` up to t = steps, then `final` (Loshchilov & Hutter, 2017).
+
+    Raises:
+        ValueError: steps is below 1, or a number is negative or not finite.
+
+    Example:
+        >>> from itertools import islice
+        >>> [round(s.lr, 3) for s in islice(cosine(1.0, 4), 6)]
+        [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+    """
+    _positive_steps("cosine", steps)
+    _step(lr, momentum, weight_decay)
+    _not_negative("cosine", final=final)
+    return (Step(final + (lr - final) * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2, momentum, weight_decay)
+            for t in count())
+
+
+def exponential(lr, growth, *, momentum=0.0, weight_decay=0.0):
+    """`lr_t = lr * growth**t`. The paper's schedule has growth > 1.
+
+    Raises:
+        ValueError: a number is negative or not finite.
+        OverflowError: at the step where lr leaves float range; `equivalence.remove_weight_decay` has `band` for that.
+
+    Example:
+        >>> from itertools import islice
+        >>> [s.lr for s in islice(exponential(0.5, 2.0), 3)]
+        [0.5, 1.0, 2.0]
+    """
+    _step(lr, momentum, weight_decay)
+    _not_negative("exponential", growth=growth)
+
+    def lr_at(t):
+        try:
+            return lr * float(growth) ** t
+        except OverflowError:
+            raise OverflowError(f"exponential: lr={lr} * growth={growth} ** {t} is beyond float range; "
+                                "equivalence.remove_weight_decay has `band` for schedules that grow for ever") from None
+
+    return (Step(lr_at(t), momentum, weight_decay) for t in count())
+
+
+def warmup(steps, schedule):
+    """`lr_t * (t + 1) / (steps + 1)` for t < steps, then `schedule` as it is (Goyal et al., 2017).
+
+    Only lr is changed; the schedule's own clock runs from the first warm-up step.
+
+    Raises:
+        ValueError: steps is below 0.
+
+    Example:
+        >>> from itertools import islice
+        >>> [s.lr for s in islice(warmup(3, constant(1.0)), 5)]
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    if steps < 0:
+        raise ValueError(f"warmup: steps must be at least 0, got {steps}")
+    return (replace(s, lr=s.lr * (t + 1) / (steps + 1)) if t < steps else s for t, s in enumerate(schedule))
+
+
+def _step(lr, momentum, weight_decay):
+    """A Step for an ordinary schedule, where a momentum of 1 or more is a mistake."""
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie between 0 and below 1, got {momentum}")
+    return Step(lr, momentum, weight_decay)
+
+
+def _not_negative(name, **numbers):
+    for key, value in numbers.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: {key} must be a finite number of at least 0, got {value}")
+
+
+def _positive_steps(name, steps):
+    if steps < 1:
+        raise ValueError(f"{name}: steps must be at least 1, got {steps}")
