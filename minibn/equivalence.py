@@ -31,7 +31,7 @@ Adaptive methods (Adam, AdamW) do not map in this way: their averages mix gradie
 
 import math
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
+from itertools import repeat
 
 from minibn.optim import Step
 
@@ -188,16 +188,64 @@ def _check_band(band):
 
 def _removing(schedule, band, frame):
     """Yield (converted step, frame after it)."""
-    for t, s in enumerate(schedule):
-        try:
-            frame, rescale = _rebase(_absorb(frame, s), band)
-            converted, frame = _remove(s, frame)
-        except (ValueError, ArithmeticError) as error:
-            raise _at_step(error, t, s, frame, "is too large" if band else "left float range") from error
+    for t, step in enumerate(schedule):
+        frame = _absorb(frame, step)
+        rescale = 1.0
+        if band and not 1 / band <= frame.scale <= band:
+            rescale = 2.0 ** (math.frexp(frame.scale)[1] - 1)  # w̃ = w / P: scale both w̃ and 1 / P
+            frame = replace(frame, scale=frame.scale / rescale)
+        converted, frame = _remove(step, frame, t)
         yield replace(converted, rescale=rescale), frame
 
 
 def _absorb(frame, step):
-    """The frame after the step's own rescale c (w <- c w, v <- v/c) and kick k (v <- v + k w), which leave w̃, ṽ alone."""
+    """The frame after the step's own rescale c (w <- c w, v <- v / c) and kick k (v <- v + k w): w̃ and ṽ stay."""
     c = step.rescale
     return replace(frame, scale=frame.scale * c, kappa=frame.kappa / c**2 + step.kick)
+
+
+def _remove(step, frame, t):
+    """One step of the recurrence: (converted step, next frame); the derivation is at the top of this file."""
+    lr, momentum, decay, lookahead = step.lr, step.momentum, step.weight_decay, step.lookahead
+    drag = decay + momentum * frame.kappa
+    b = 1 - step.shrink - lr * lookahead * decay
+    alpha = b - lr * drag
+    q = b + lr * lookahead * drag
+    if not min(alpha, b, q) > 0:
+        raise ValueError(
+            f"step {t} cannot be converted: lr={lr} times the decay of the weights ({drag:.4g} for each unit of velocity, "
+            f"from weight_decay={decay} and momentum={momentum}; shrink={step.shrink}) would multiply the weights by "
+            f"alpha={alpha:.4g}, which must be above 0. Lower the learning rate or the weight decay.")
+    scale = alpha * frame.scale
+    denominator = b * frame.scale * scale
+    new_lr = lr * q / denominator if denominator else math.inf
+    if not math.isfinite(new_lr):
+        raise OverflowError(f"step {t}: the converted learning rate has left float range (the weights would be "
+                            f"{frame.scale:.3g} times smaller with weight decay); use band=2.0**32, the default")
+    converted = Step(new_lr, momentum * frame.q * b / q, lookahead=lookahead * alpha / q)
+    return converted, Frame(scale, drag / alpha, q)
+
+
+def _adding(schedule, decays, shrinks, frame):
+    """Yield the steps with weight decay; the recurrence of `add_weight_decay`."""
+    for t, (step, decay, shrink) in enumerate(zip(schedule, decays, shrinks, strict=False)):
+        if step.weight_decay or step.shrink:
+            raise ValueError(f"step {t} already has weight_decay={step.weight_decay}, shrink={step.shrink}: "
+                             "apply remove_weight_decay first")
+        scale = frame.scale / step.rescale  # w̃ was multiplied; w stays
+        kappa = frame.kappa - step.kick * frame.q / scale**2  # ṽ was kicked; v stays
+        m, keep = 1 + step.lookahead, 1 - shrink
+        r = step.momentum / (frame.q * m)
+        s = step.lr * m * scale**2
+        shrinkage = 1 + s * (decay + r * kappa)
+        alpha = keep / shrinkage if shrinkage > 0 else 0.0
+        c = alpha * s
+        room = keep - c * decay - c * m * r * kappa
+        if not min(alpha, room) > 0:
+            raise ValueError(f"step {t} (lr={step.lr}, momentum={step.momentum}, lookahead={step.lookahead}) has no equal "
+                             f"with weight_decay={decay}, shrink={shrink}; give a smaller weight decay")
+        lookahead = step.lookahead * keep / room
+        lr, momentum = c / (1 + lookahead), r * (1 + lookahead)
+        restated = Step(lr, momentum, decay, lookahead=lookahead, shrink=shrink)
+        yield restated
+        _, frame = _remove(restated, Frame(scale, kappa, frame.q), t)
