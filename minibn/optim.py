@@ -84,6 +84,7 @@ class SGD:
         self.velocity = [array_namespace(p.data).zeros_like(p.data) for p in self.parameters]
         self.schedule = iter(schedule)
         self.steps = 0
+        self.last = None  # the Step of the latest update
 
     def step(self):
         """Update every parameter with the schedule's next `Step`, and return that.
@@ -106,6 +107,7 @@ class SGD:
             parameter.data = ((1 - s.shrink) * w if s.shrink else w) - s.lr * update
             self.velocity[i] = v
         self.steps += 1
+        self.last = s
         return s
 
     def zero_grad(self):

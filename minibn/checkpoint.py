@@ -1,0 +1,62 @@
+"""Checkpoints: a training run on disk, whole or not at all."""
+
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from minibn.backend import to_numpy
+
+
+def save(path, arrays, facts):
+    """Write `arrays` {name: array} and `facts` (anything JSON can hold) to `path`, atomically.
+
+    They go to a temporary file beside it, which is flushed to the disk and then renamed: at every moment `path` holds
+    either the old checkpoint or the new one, also when the disk is full or the process is killed.
+
+    Raises:
+        OSError: the file cannot be written; what was at `path` is still there.
+    """
+    path = Path(path)
+    arrays = {name: to_numpy(value) for name, value in arrays.items()}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays, **{"facts.json": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)})
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"checkpoint not written ({error.strerror}); what was saved before is untouched",
+                      str(path)) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def load(path):
+    """(arrays, facts) as `save` wrote them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint, or is truncated or changed (each part of it carries a checksum).
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return arrays, json.loads(arrays.pop("facts.json").tobytes())
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, AttributeError, NotImplementedError) as error:
+        raise ValueError(f"{path} is not a whole minibn checkpoint ({error}); delete it to start anew, or use another") from error
+
+
+def _sync_folder(folder):
+    """Make the rename itself durable, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,57 @@
+"""History: one row of measured numbers for each step."""
+
+import csv
+
+import numpy as np
+
+
+class History:
+    """Columns of equal length: "step", "loss", "accuracy", and for each group of weights "lr/NAME" (η of the step),
+    "norm/NAME" (|w| after it) and "effective_lr/NAME" (η / |w|², van Laarhoven 2017; |w| before the step).
+
+    Example:
+        >>> history = History()
+        >>> history.append({"step": 0, "loss": 2.5})
+        >>> history["loss"], len(history)
+        (array([2.5]), 1)
+    """
+
+    def __init__(self, columns=None):
+        self.columns = {name: list(values) for name, values in (columns or {}).items()}
+
+    def append(self, row):
+        """Add a row {column: number}; every row must have the columns of the first."""
+        if self.columns and row.keys() != self.columns.keys():
+            raise ValueError(f"a row must have the columns {list(self.columns)}, got {list(row)}")
+        for name, value in row.items():
+            self.columns.setdefault(name, []).append(value)
+
+    def __getitem__(self, name):
+        """A column as an array."""
+        return np.asarray(self.columns[name])
+
+    def __len__(self):
+        return len(next(iter(self.columns.values()), []))
+
+    def write_csv(self, path):
+        """Write the header and a line for each row; floats with all their digits, so reading gives the same bits."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.columns)
+            writer.writerows(zip(*self.columns.values(), strict=True))
+
+    @classmethod
+    def read_csv(cls, path):
+        """The History that `write_csv` wrote.
+
+        Raises:
+            ValueError: the file is empty, or a row is cut short or is not numbers.
+        """
+        with open(path, newline="", encoding="utf-8") as file:
+            names, *rows = list(csv.reader(file)) or [[]]
+        if not names or any(len(row) != len(names) for row in rows):
+            raise ValueError(f"{path} is not a whole History: every line must have as many columns as the first")
+        columns = {name: [float(row[i]) for row in rows] for i, name in enumerate(names)}
+        if "step" in columns:
+            columns["step"] = [int(step) for step in columns["step"]]
+        return cls(columns)

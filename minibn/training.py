@@ -1,0 +1,180 @@
+"""The training loop: progress, history, checkpoints, and a stop when numbers leave float range."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minibn import backend, checkpoint, data, nn
+from minibn.backend import array_namespace
+from minibn.history import History
+
+
+class DivergenceError(FloatingPointError):
+    """A loss or weight that is not finite; the message names the step, the group, its lr and the last checkpoint."""
+
+
+def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_last=True, path=None, every=100,
+        resume=True, max_steps=None, threads=None, progress=True, description="train"):
+    """Train `model` on (x, y), and return the `History` of every step.
+
+    One step: draw a batch, forward, loss, backward, then each optimiser's step. Results are the same to the last bit for
+    any number of threads, and for a run that was stopped and resumed.
+
+    Args:
+        model: an `nn.Module`.
+        optimizers: {group name: SGD}. Two groups of weights are two optimisers, each with its own schedule; together
+            they should hold all parameters that are to be trained.
+        x, y: training inputs (N, …) and labels (N,).
+        epochs: how many times to go through the data.
+        batch_size, drop_last: as in `data.batches`.
+        rng: numpy.random.Generator that shuffles the data.
+        loss: `nn.CrossEntropy()` if None.
+        path: file for checkpoints, written every `every` steps and at the end. With `resume`, a checkpoint that is
+            there already is loaded first, and training goes on from it: model, optimisers, rng and history then
+            continue as if never stopped. The optimisers must be fresh.
+        max_steps: stop after this step even if epochs are left (a later call can resume).
+        threads: as in `backend.threads`.
+        progress: whether to show a bar with loss, accuracy and learning rates.
+
+    Returns:
+        History with "accuracy" that of the batch in training mode.
+
+    Raises:
+        DivergenceError: the loss or a weight is not finite; no checkpoint is written from then on.
+        ValueError: data, batch size or checkpoint do not fit.
+    """
+    loss = loss or nn.CrossEntropy()
+    data.check_examples(x, y)
+    if epochs < 1 or every < 1:
+        raise ValueError(f"fit: epochs and every must be at least 1, got {epochs} and {every}")
+    data.batches(x, y, batch_size, rng=rng)  # complains now, not at the first step
+    per_epoch = x.shape[0] // batch_size if drop_last else -(-x.shape[0] // batch_size)
+    last = min(epochs * per_epoch, max_steps or epochs * per_epoch)
+    history, saved = History(), None
+    if path and resume and Path(path).exists():
+        history, saved = _restore(path, model, optimizers, rng), path
+    model.train()
+    step = len(history)
+    norms = {name: backend.norm([p.data for p in sgd.parameters]) for name, sgd in optimizers.items()}
+    with backend.threads(threads), tqdm(total=last, initial=step, desc=description, disable=not progress) as bar:
+        while step < last:
+            start_of_epoch = rng.bit_generator.state
+            epoch = data.batches(x, y, batch_size, rng=rng, drop_last=drop_last)
+            done = step % per_epoch
+            for batch_x, batch_y in islice(epoch, done, min(per_epoch, done + last - step)):
+                row = _train_step(model, loss, optimizers, batch_x, batch_y, step, norms, saved)
+                history.append(row)
+                step += 1
+                _show(bar, row)
+                if path and (step % every == 0 or step == last):
+                    _save(path, model, optimizers, rng, start_of_epoch, per_epoch, history)
+                    saved = path
+    return history
+
+
+def _train_step(model, loss, optimizers, x, y, step, norms, saved):
+    """One update of every group; returns the row of the History and leaves the new norms in `norms`."""
+    logits = model(x)
+    row = {"step": step, "loss": loss(logits, y), "accuracy": _accuracy(logits, y)}
+    if not np.isfinite(row["loss"]):
+        raise _divergence(f"the loss is {row['loss']}", step, optimizers, saved)
+    for sgd in optimizers.values():
+        sgd.zero_grad()
+    model.backward(loss.backward())
+    for name, sgd in optimizers.items():
+        update = sgd.step()
+        before = norms[name] * update.rescale
+        norms[name] = backend.norm([p.data for p in sgd.parameters])
+        if not np.isfinite(norms[name]):
+            raise _divergence("a weight is not finite", step, {name: sgd}, saved)
+        row |= {f"lr/{name}": update.lr, f"norm/{name}": norms[name],
+                f"effective_lr/{name}": update.lr / before**2 if before else np.inf}
+    return row
+
+
+def evaluate(model, x, y, *, loss=None, batch_size=256, threads=None):
+    """(loss, accuracy) of `model` in evaluation mode over all of (x, y)."""
+    logits = predict(model, x, batch_size=batch_size, threads=threads)
+    return (loss or nn.CrossEntropy())(logits, y), _accuracy(logits, y)
+
+
+def predict(model, x, *, batch_size=256, threads=None):
+    """Outputs (N, …) of `model` in evaluation mode; the model is then in the mode it was in before."""
+    if x.shape[0] == 0:
+        raise ValueError("predict needs at least one example")
+    mode = model.training
+    model.eval()
+    try:
+        with backend.threads(threads):
+            parts = [model(x[i : i + batch_size]) for i in range(0, x.shape[0], batch_size)]
+    finally:
+        model.train(mode)
+    return array_namespace(x).concat(parts, axis=0)
+
+
+def update_bn(model, x, *, batch_size=256, threads=None):
+    """Set the running statistics of every BatchNorm to plain averages over the batches of x, at the present weights.
+
+    As `torch.optim.swa_utils.update_bn`. The running averages of training lag behind: where weights grow exponentially, as
+    without weight decay, they belong to smaller weights, and evaluation is no longer scale-invariant. With
+    statistics taken anew it is, so two equivalent runs agree in evaluation too.
+    """
+    norms = [module for _, module in model.named_modules() if isinstance(module, nn.BatchNorm)]
+    momenta, mode = [norm.momentum for norm in norms], model.training
+    model.train()
+    try:
+        with backend.threads(threads):
+            for count, i in enumerate(range(0, x.shape[0] - batch_size + 1 or 1, batch_size), 1):
+                for norm in norms:
+                    norm.momentum = 1 / count  # the mean of `count` batches
+                model(x[i : i + batch_size])
+    finally:
+        model.train(mode)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _accuracy(logits, y):
+    xp = array_namespace(logits)
+    return float(xp.mean(xp.astype(xp.argmax(logits, axis=1) == y, logits.dtype)))
+
+
+def _divergence(what, step, optimizers, saved):
+    groups = ", ".join(f"group {name!r} with lr {sgd.last.lr:.4g}" for name, sgd in optimizers.items() if sgd.last)
+    where = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint"
+    return DivergenceError(f"step {step}: {what} after an update of {groups or 'nothing yet'}; {where}. "
+                           "Lower the learning rate, or warm it up.")
+
+
+def _show(bar, row):
+    rates = {name: f"{value:.3g}" for name, value in row.items() if name.startswith("lr/")}
+    bar.set_postfix({"loss": f"{row['loss']:.4f}", "acc": f"{row['accuracy']:.3f}", **rates}, refresh=False)
+    bar.update()
+
+
+def _save(path, model, optimizers, rng, start_of_epoch, per_epoch, history):
+    arrays = {f"model/{name}": value for name, value in model.state_dict().items()}
+    arrays |= {f"history/{name}": history[name] for name in history.columns}
+    steps = {}
+    for group, sgd in optimizers.items():
+        state = sgd.state_dict()
+        steps[group] = state["steps"]
+        arrays |= {f"velocity/{group}/{i}": v for i, v in enumerate(state["velocity"])}
+    # within an epoch the same shuffle must be drawn again; at its end the next one
+    generator = start_of_epoch if len(history) % per_epoch else rng.bit_generator.state
+    checkpoint.save(path, arrays, {"steps": steps, "generator": generator, "columns": list(history.columns)})
+
+
+def _restore(path, model, optimizers, rng):
+    """Load what `_save` wrote, and return the history."""
+    arrays, facts = checkpoint.load(path)
+    if facts["steps"].keys() != optimizers.keys():
+        raise ValueError(f"{path} has the groups {list(facts['steps'])}, not {list(optimizers)}")
+    model.load_state_dict({name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")})
+    for group, sgd in optimizers.items():
+        velocity = [arrays[f"velocity/{group}/{i}"] for i in range(len(sgd.parameters))]
+        sgd.load_state_dict({"steps": facts["steps"][group], "velocity": velocity})
+    rng.bit_generator.state = facts["generator"]
+    return History({name: arrays[f"history/{name}"].tolist() for name in facts["columns"]})
