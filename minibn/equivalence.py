@@ -107,13 +107,12 @@ def frame_after(schedule, steps, *, band=2.0**32, frame=Frame()):
         ValueError: the schedule is shorter than `steps`, or has no conversion.
     """
     _check_band(band)
-    done = 0
-    if steps:
-        for done, (_, frame) in enumerate(_removing(schedule, band, frame), 1):
-            if done == steps:
-                break
-    if done < steps:
-        raise ValueError(f"the schedule has {done} steps, cannot give the frame after {steps}")
+    pairs = _removing(schedule, band, frame)
+    for done in range(steps):
+        pair = next(pairs, None)
+        if pair is None:
+            raise ValueError(f"the schedule has {done} steps, there is no frame after {steps}")
+        frame = pair[1]
     return frame
 
 

@@ -1,0 +1,42 @@
+"""History -> figure. Matplotlib is imported here only."""
+
+import numpy as np
+
+
+def compare(runs, group, path, title=None):
+    """Draw runs of one network on top of each other: loss, learning rate, weight norm and effective learning rate.
+
+    Args:
+        runs: {label: History}; the first is drawn wide and pale, so that equal curves show through.
+        group: the group of weights whose "lr/…", "norm/…" and "effective_lr/…" are drawn.
+        path: image file to write, such as "figure.png".
+        title: text above the figure.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [("loss", "training loss (mean over 15 steps)", "log"), (f"lr/{group}", "learning rate", "log"),
+              (f"norm/{group}", "norm of the weights |w|", "log"),
+              (f"effective_lr/{group}", "effective learning rate lr / |w|²", "log")]
+    for axes, (column, label, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for i, (name, history) in enumerate(runs.items()):
+            y = smooth(history[column], 15) if column == "loss" else history[column]
+            style = {"linewidth": 5, "alpha": 0.35} if i == 0 else {"linewidth": 1.2}
+            axes.plot(history["step"], y, color=f"C{i}", label=name, **style)
+        axes.set(xlabel="step", ylabel=label, yscale=scale)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def smooth(y, width):
+    """Mean of each number and up to `width - 1` before it: same length as `y`."""
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    end = np.arange(1, len(y) + 1)
+    start = np.maximum(end - width, 0)
+    return (total[end] - total[start]) / (end - start)
