@@ -1,0 +1,223 @@
+"""Every layer's backward pass is the derivative of its forward pass, and bad input is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from minibn import models, nn
+from minibn.nn.conv import patches
+from minibn.testing import check_layer, distinct
+
+seeds = st.integers(0, 2**32 - 1)
+sizes = st.integers(1, 3)
+NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm,
+         "group": lambda channels, **kw: nn.GroupNorm(2 if channels % 2 == 0 else 1, channels, **kw)}
+
+
+@given(seeds, sizes, sizes, sizes, st.booleans())
+def test_linear(seed, n, inside, outside, bias):
+    rng = np.random.default_rng(seed)
+    check_layer(nn.Linear(inside, outside, bias, rng=rng, dtype="float64"), distinct(rng, (n, inside)), rng=rng)
+
+
+@given(seeds, st.data())
+def test_conv(seed, data):
+    rng = np.random.default_rng(seed)
+    n, inside, outside = (data.draw(sizes) for _ in range(3))
+    kernel, stride = ((data.draw(sizes), data.draw(sizes)) for _ in range(2))
+    padding = (data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3)))  # also more than the kernel's size
+    height, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
+    assume(all(size + 2 * p >= k for size, p, k in zip((height, width), padding, kernel, strict=True)))
+    conv = nn.Conv2d(inside, outside, kernel, stride, padding, data.draw(st.booleans()), rng=rng, dtype="float64")
+    check_layer(conv, distinct(rng, (n, height, width, inside)), rng=rng)
+
+
+@given(seeds, st.sampled_from(sorted(NORMS)), st.booleans(), st.sampled_from([0.0, 1e-5, 0.1]), st.booleans(), st.data())
+def test_normalisation(seed, norm, affine, eps, image, data):
+    rng = np.random.default_rng(seed)
+    channels, n = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    shape = (n, data.draw(sizes), data.draw(sizes), channels) if image else (n, channels)
+    layer = NORMS[norm](channels, eps=eps, affine=affine, dtype="float64")
+    assume(layer._set_size(np.empty(shape)) >= 3)  # of two numbers one is +1, the other -1, and dx is 0
+    if affine:
+        layer.weight.data, layer.bias.data = rng.standard_normal((2, channels))
+    check_layer(layer, distinct(rng, shape), rng=rng)
+
+
+@given(seeds, st.booleans())
+def test_batch_norm_in_evaluation_mode(seed, image):
+    rng = np.random.default_rng(seed)
+    layer = nn.BatchNorm(3, dtype="float64")
+    layer(distinct(rng, (4, 2, 2, 3)))
+    check_layer(layer.eval(), distinct(rng, (2, 2, 2, 3) if image else (2, 3)), rng=rng)
+
+
+@given(seeds, st.sampled_from([nn.ReLU(), nn.Flatten(), nn.GlobalAvgPool(), nn.AvgPool2d(1), nn.AvgPool2d(2), nn.AvgPool2d(3),
+                               nn.MaxPool2d(1), nn.MaxPool2d(2), nn.MaxPool2d(3)]),
+       sizes, st.integers(3, 5), st.integers(3, 5), sizes)
+def test_layers_without_parameters(seed, layer, n, height, width, channels):
+    rng = np.random.default_rng(seed)
+    check_layer(layer, distinct(rng, (n, height, width, channels)), rng=rng)
+
+
+NETWORKS = {
+    "mlp": lambda **kw: models.mlp((6, 6), in_features=192, **kw),
+    "vgg": lambda **kw: models.vgg((4, "M", 6), **kw),
+    "resnet": lambda **kw: models.resnet(8, width=4, **kw),
+    "preresnet": lambda **kw: models.preresnet(8, width=4, **kw),
+}
+
+
+@pytest.mark.parametrize(("name", "norm"), [(name, norm) for name in NETWORKS for norm in sorted(NORMS)
+                                            if (name, norm) != ("mlp", "instance")])  # that is one number a set
+def test_whole_networks(name, norm):
+    """Differences along random directions: whole networks have too many numbers for one at a time."""
+    rng = np.random.default_rng(3)
+    net = NETWORKS[name](norm=NORMS[norm], eps=1e-5, rng=rng, dtype="float64")
+    x, y, loss, h = rng.standard_normal((3, 8, 8, 3)), rng.integers(10, size=3), nn.CrossEntropy(), 1e-6
+    loss(net(x), y)
+    dx = net.backward(loss.backward())
+    arrays = [("the input", x, dx)] + [(key, p.data, p.grad) for key, p in net.named_parameters()]
+    for key, array, gradient in arrays:
+        direction, values = rng.standard_normal(array.shape), []
+        for offset in (h, -2 * h):
+            array += offset * direction
+            values.append(loss(net(x), y))
+        array += h * direction
+        measured = (values[0] - values[1]) / (2 * h)
+        scale = max(np.linalg.norm(gradient) * np.linalg.norm(direction), 1e-2)
+        assert abs(measured - np.sum(gradient * direction)) < 1e-6 * scale, key
+
+
+@given(st.sampled_from(sorted(NORMS)), st.booleans(), st.floats(-1e6, 1e6))
+def test_a_constant_channel_gives_zeros(norm, affine, value):
+    layer = NORMS[norm](2, eps=0.0, affine=affine, dtype="float64")
+    y = layer(np.full((3, 4, 4, 2), value))
+    assert np.all(y == 0)
+    assert np.all(layer.backward(np.random.default_rng(0).standard_normal(y.shape)) == 0)
+
+
+def test_cross_entropy():
+    rng = np.random.default_rng(0)
+    z, y, loss = rng.standard_normal((5, 4)), np.array([0, 3, 1, 1, 2]), nn.CrossEntropy()
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    assert loss(z, y) == pytest.approx(-np.log(p[np.arange(5), y]).mean(), rel=1e-14)
+    np.testing.assert_allclose(loss.backward(), (p - np.eye(4)[y]) / 5, rtol=0, atol=1e-16)
+    assert loss(np.array([[8e307, -8e307]]), np.array([0])) == 0.0
+    assert loss(np.array([[1e5, 0.0]]), np.array([1])) == 1e5  # no overflow
+
+
+def test_logistic():
+    loss, s, y = nn.Logistic(), np.array([-1.0, 0.5, 2.0]), np.array([1, -1, 1])
+    assert loss(s, y) == pytest.approx(np.log1p(np.exp(-y * s)).mean(), rel=1e-14)
+    np.testing.assert_allclose(loss.backward(), -y / (1 + np.exp(y * s)) / 3, rtol=1e-14)
+    assert loss(np.array([-1e5, 1e5]), np.array([1, 1])) == 5e4
+    np.testing.assert_array_equal(loss.backward(), [-0.5, 0.0])
+
+
+LAYERS = {
+    "Linear": (lambda: nn.Linear(3, 2, rng=np.random.default_rng(0)), (4, 3), (4, 5)),
+    "Conv2d": (lambda: nn.Conv2d(3, 2, 3, rng=np.random.default_rng(0)), (4, 5, 5, 3), (4, 3, 5, 5)),
+    "BatchNorm": (lambda: nn.BatchNorm(3), (4, 5, 5, 3), (4, 5, 5, 2)),
+    "LayerNorm": (lambda: nn.LayerNorm(3), (4, 5, 5, 3), (4, 5, 5, 2)),
+    "GroupNorm": (lambda: nn.GroupNorm(1, 3), (4, 5, 5, 3), (4, 5, 5, 2)),
+    "InstanceNorm": (lambda: nn.InstanceNorm(3), (4, 5, 5, 3), (4, 5, 5, 2)),
+    "GlobalAvgPool": (nn.GlobalAvgPool, (4, 5, 5, 3), (4, 5)),
+    "AvgPool2d": (lambda: nn.AvgPool2d(2), (4, 5, 5, 3), (4, 5)),
+    "MaxPool2d": (lambda: nn.MaxPool2d(2), (4, 5, 5, 3), (4, 1, 1, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_errors_name_the_layer_and_both_shapes(name):
+    make, good, bad = LAYERS[name]
+    layer = make()
+    with pytest.raises(RuntimeError, match=f"{name}.*backward was called before forward"):
+        layer.backward(np.zeros(good, dtype="float32"))
+    with pytest.raises(ValueError, match=rf"{name}.*got \({bad[0]}, {bad[1]}"):
+        layer(np.zeros(bad, dtype="float32"))
+    with pytest.raises(ValueError, match=f"{name}.*no axis may be empty"):
+        layer(np.zeros((0, *good[1:]), dtype="float32"))
+    y = layer(np.random.default_rng(0).standard_normal(good).astype("float32"))
+    with pytest.raises(ValueError, match=rf"{name}.*dy of the output's shape \({', '.join(map(str, y.shape))}\), got \(9, 9\)"):
+        layer.backward(np.zeros((9, 9), dtype="float32"))
+    layer.backward(y)
+    with pytest.raises(RuntimeError, match="backward was called before forward"):
+        layer.backward(y)  # every backward needs a forward of its own
+    if list(layer.named_parameters()):
+        with pytest.raises(TypeError, match=f"{name}.*has float32 parameters but its input is float64"):
+            layer(np.zeros(good))
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda rng: nn.Linear(0, 2, rng=rng), "in_features and out_features above 0, got 0 and 2"),
+    (lambda rng: nn.Linear(2, 2, rng=rng, dtype="int64"), 'dtype must be "float32" or "float64", got \'int64\''),
+    (lambda rng: nn.Conv2d(1, 1, 3, stride=0, rng=rng), "stride must be at least 1"),
+    (lambda rng: nn.Conv2d(1, 1, 3, padding=-1, rng=rng), "padding at least 0"),
+    (lambda rng: nn.GroupNorm(2, 3), "divisible by num_groups, got 3 and 2"),
+    (lambda rng: nn.BatchNorm(3, eps=-1e-5), "eps must be a number of at least 0, got -1e-05"),
+    (lambda rng: nn.BatchNorm(3, momentum=2), "momentum must lie between 0 and 1, got 2"),
+    (lambda rng: nn.MaxPool2d(0), "kernel_size must be at least 1, got 0"),
+    (lambda rng: models.preresnet(9, rng=rng), "depth must be 6n \\+ 2 .*, got 9"),
+])
+def test_arguments_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("logits", "labels", "error", "message"), [
+    ((2, 3), [0, 3], ValueError, "labels from 0 to 2 for 3 classes, got 0 to 3"),
+    ((2, 3), [-1, 0], ValueError, "got -1 to 0"),
+    ((2, 3), [0], ValueError, "one label for each of the 2 rows of logits, got \\(1,\\)"),
+    ((2, 3), [0.0, 1.0], TypeError, "integer labels, got float64"),
+    ((0, 3), [], ValueError, "no axis may be empty"),
+])
+def test_bad_labels(logits, labels, error, message):
+    with pytest.raises(error, match=message):
+        nn.CrossEntropy()(np.zeros(logits), np.array(labels))
+
+
+def test_bad_labels_of_logistic():
+    with pytest.raises(ValueError, match="labels -1 and \\+1"):
+        nn.Logistic()(np.zeros(2), np.array([0, 1]))
+    with pytest.raises(ValueError, match="shape \\(2,\\), got \\(3,\\)"):
+        nn.Logistic()(np.zeros(2), np.ones(3))
+
+
+def test_more_errors():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="at least its kernel's size"):
+        nn.Conv2d(1, 1, 5, rng=rng)(np.zeros((1, 3, 3, 1), dtype="float32"))
+    with pytest.raises(ValueError, match="would normalise over one number"):
+        nn.BatchNorm(2)(np.zeros((1, 2), dtype="float32"))
+    with pytest.raises(ValueError, match=r"adds its branch's \(2, 3\) to its shortcut's \(2, 2\)"):
+        nn.Residual(nn.Linear(2, 3, rng=rng))(np.zeros((2, 2), dtype="float32"))
+    with pytest.raises(TypeError, match="Sequential takes modules, got 3"):
+        nn.Sequential(3)
+    shared = nn.Linear(2, 2, rng=rng)
+    with pytest.raises(ValueError, match="are the same Parameter"):
+        nn.Sequential(shared, shared).parameters()
+
+
+def test_state_dict_goes_back_and_checks_what_it_is_given():
+    one = models.preresnet(8, rng=np.random.default_rng(0))
+    two = models.preresnet(8, rng=np.random.default_rng(1))
+    x = np.random.default_rng(2).standard_normal((2, 8, 8, 3)).astype("float32")
+    one(x)  # moves the running statistics too
+    two.load_state_dict(one.state_dict())
+    np.testing.assert_array_equal(one.eval()(x), two.eval()(x))
+    state = two.state_dict()
+    state["head.weight"] = state["head.weight"].T
+    with pytest.raises(ValueError, match=r"head.weight must have shape \(64, 10\), got \(10, 64\)"):
+        one.load_state_dict(state)
+    del state["head.weight"], state["norm.running_mean"]
+    with pytest.raises(ValueError, match=r"missing \['head.weight', 'norm.running_mean'\], unknown \[\]"):
+        one.load_state_dict(state)
+
+
+def test_patches_are_what_the_kernel_sees():
+    x = np.arange(2 * 4 * 5 * 3.0).reshape(2, 4, 5, 3)
+    rows = patches(x, (2, 3), (2, 1), (2, 3)).reshape(2, 2, 3, 2, 3, 3)
+    for i, j in np.ndindex(2, 3):
+        np.testing.assert_array_equal(rows[:, i, j], x[:, 2 * i : 2 * i + 2, j : j + 3])
