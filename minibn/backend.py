@@ -10,7 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_cupy_array, is_numpy_array, is_torch_array, to_device
+from array_api_compat import (
+    array_namespace,
+    device,
+    is_array_api_strict_namespace,
+    is_cupy_array,
+    is_numpy_array,
+    is_torch_array,
+    to_device,
+)
 from threadpoolctl import threadpool_limits
 
 __all__ = ["array_namespace", "asarray", "convert", "dtype_name", "is_finite", "map_chunks", "norm", "sum_rows",
@@ -110,6 +118,8 @@ def to_numpy(x):
     """`x` as a NumPy array in main memory, from any array library."""
     if is_cupy_array(x) or is_torch_array(x):
         x = to_device(x, "cpu")
+    elif is_array_api_strict_namespace(array_namespace(x)):
+        x = to_device(x, array_namespace(x).Device("CPU_DEVICE"))
     return np.asarray(x)
 
 
@@ -120,5 +130,9 @@ def asarray(x, like):
 
 def convert(x, xp=None, dtype=None, device=None):
     """A copy of array `x` in namespace `xp`, with dtype named `dtype`, on `device`; None leaves each as it is."""
-    xp = array_namespace(x) if xp is None else array_namespace(xp.empty(0))
-    return xp.asarray(to_numpy(x), dtype=getattr(xp, dtype or dtype_name(x)), device=device, copy=True)
+    own = array_namespace(x)
+    xp = own if xp is None else array_namespace(xp.empty(0))
+    dtype = getattr(xp, dtype or dtype_name(x))
+    if xp is not own:
+        return xp.asarray(to_numpy(x), dtype=dtype, device=device, copy=True)
+    return xp.astype(x if device is None else to_device(x, device), dtype, copy=True)

@@ -108,6 +108,55 @@ def warmup(steps, schedule):
     return (replace(s, lr=s.lr * (t + 1) / (steps + 1)) if t < steps else s for t, s in enumerate(schedule))
 
 
+def nesterov(schedule):
+    """`schedule` with Nesterov's momentum in place of heavy-ball: PyTorch's `SGD(nesterov=True)`.
+
+    With lr η, momentum γ and force f = g + λ w, PyTorch's update is
+        v <- γ v + f        w <- w - η (f + γ v)  =  w - η γ (v + f / γ)
+    so `lr = η γ` and `lookahead = 1 / γ` (Nesterov, 1983, in the form of Sutskever et al., 2013). Where γ = 0 both
+    methods are plain gradient descent and the Step stays as it is.
+
+    Args:
+        schedule: iterable of heavy-ball Steps, without lookahead.
+
+    Raises:
+        ValueError: at a Step with lookahead.
+
+    Example:
+        >>> step = next(nesterov(constant(0.1, momentum=0.5)))
+        >>> step.lr, step.lookahead
+        (0.05, 2.0)
+    """
+    for t, s in enumerate(schedule):
+        if s.lookahead:
+            raise ValueError(f"nesterov: step {t} already has lookahead={s.lookahead}; give a heavy-ball schedule")
+        yield replace(s, lr=s.lr * s.momentum, lookahead=1 / s.momentum) if s.momentum else s
+
+
+def decoupled(schedule):
+    """`schedule` with its weight decay decoupled from the gradient: SGDW (Loshchilov & Hutter, 2019).
+
+        v <- γ v + g        w <- (1 - η λ) w - η v
+    so `shrink = η λ` and `weight_decay = 0`. Apply it before `nesterov`, which changes the meaning of lr.
+
+    Args:
+        schedule: iterable of Steps with L2 weight decay λ.
+
+    Raises:
+        ValueError: at a Step with shrink or lookahead, or where η λ is 1 or more.
+
+    Example:
+        >>> step = next(decoupled(constant(0.5, weight_decay=0.25)))
+        >>> step.weight_decay, step.shrink
+        (0.0, 0.125)
+    """
+    for t, s in enumerate(schedule):
+        if s.shrink or s.lookahead:
+            raise ValueError(f"decoupled: step {t} already has shrink={s.shrink}, lookahead={s.lookahead}; "
+                             "give a heavy-ball schedule with L2 weight decay")
+        yield replace(s, weight_decay=0.0, shrink=s.lr * s.weight_decay)
+
+
 def _step(lr, momentum, weight_decay):
     """A Step for an ordinary schedule, where a momentum of 1 or more is a mistake."""
     if not 0 <= momentum < 1:

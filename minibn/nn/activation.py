@@ -18,7 +18,7 @@ class ReLU(Module):
         y = xp.empty(x.shape, dtype=x.dtype, device=device(x))
 
         def rectify(s):
-            y[s] = xp.maximum(x[s], 0)
+            y[s, ...] = xp.maximum(x[s, ...], 0)
 
         map_chunks(rectify, x, math.prod(x.shape[1:]))
         self._keep(y)
@@ -31,7 +31,7 @@ class ReLU(Module):
         dx = xp.empty(dy.shape, dtype=dy.dtype, device=device(dy))
 
         def differentiate(s):
-            dx[s] = dy[s] * xp.astype(y[s] > 0, dy.dtype)
+            dx[s, ...] = dy[s, ...] * xp.astype(y[s, ...] > 0, dy.dtype)
 
         map_chunks(differentiate, dy, math.prod(dy.shape[1:]))
         return dx

@@ -53,8 +53,8 @@ class Conv2d(Module):
         y = xp.empty((x.shape[0], *shape, self.out_channels), dtype=x.dtype, device=device(x))
 
         def convolve(s):
-            rows = patches(pad(x[s], (ph, ph), (pw, pw)), self.kernel_size, self.stride, shape) @ matrix
-            y[s] = xp.reshape(rows, y[s].shape)
+            rows = patches(pad(x[s, ...], (ph, ph), (pw, pw)), self.kernel_size, self.stride, shape) @ matrix
+            y[s, ...] = xp.reshape(rows, y[s, ...].shape)
 
         map_chunks(convolve, x, shape[0] * shape[1] * matrix.shape[0], PATCH_BYTES)
         self._keep(x)
@@ -72,13 +72,13 @@ class Conv2d(Module):
         dx = xp.empty(x.shape, dtype=dy.dtype, device=device(dy))
 
         def differentiate(s):
-            spread = dilate(dy[s], self.stride)
+            spread = dilate(dy[s, ...], self.stride)
             top, left = kh - 1 - ph, kw - 1 - pw
             spread = pad(spread, (top, height + kh - 1 - top - spread.shape[1]),
                          (left, width + kw - 1 - left - spread.shape[2]))
             rows = patches(spread, self.kernel_size, (1, 1), (height, width))
-            dx[s] = xp.reshape(rows @ matrix, dx[s].shape)
-            return xp.reshape(x[s], (-1, self.in_channels)).T @ rows
+            dx[s, ...] = xp.reshape(rows @ matrix, dx[s, ...].shape)
+            return xp.reshape(x[s, ...], (-1, self.in_channels)).T @ rows
 
         chunks = map_chunks(differentiate, x, height * width * matrix.shape[0], PATCH_BYTES)
         dw = sum(chunks[1:], start=chunks[0])  # (C_in, kh·kw·C_out)

@@ -50,9 +50,9 @@ class _Normalisation(Module):
         y = xp.empty(x.shape, dtype=x.dtype, device=device(x))
 
         def normalise(s):
-            rows, mu, a = _widen(self._rows(x[s]), *self._of(s, mean, scale))
+            rows, mu, a = _widen(self._rows(x[s, ...]), *self._of(s, mean, scale))
             out = (rows - mu) * a
-            y[s] = xp.reshape(out, y[s].shape)
+            y[s, ...] = xp.reshape(out, y[s, ...].shape)
 
         self._map(normalise, x)
         self._keep(x, mean, inverse, self._fixed_statistics())
@@ -64,8 +64,8 @@ class _Normalisation(Module):
         xp = array_namespace(dy)
 
         def sums(s):
-            d = self._rows(dy[s])
-            rows, wide, mu = _widen(self._rows(x[s]), d, self._of(s, mean)[0])
+            d = self._rows(dy[s, ...])
+            rows, wide, mu = _widen(self._rows(x[s, ...]), d, self._of(s, mean)[0])
             return sum_rows(d), sum_rows(xp.reshape(wide * (rows - mu), d.shape))
 
         sum_dy, sum_dy_x = self._total(self._map(sums, x))
@@ -84,10 +84,10 @@ class _Normalisation(Module):
         dx = xp.empty(x.shape, dtype=dy.dtype, device=device(dy))
 
         def differentiate(s):
-            rows, d, mu, a, m, k = _widen(self._rows(x[s]), self._rows(dy[s]),
+            rows, d, mu, a, m, k = _widen(self._rows(x[s, ...]), self._rows(dy[s, ...]),
                                          *self._of(s, mean, scale, mean_dy, mean_dy_x))
             out = d * a - m - (rows - mu) * k
-            dx[s] = xp.reshape(out, dx[s].shape)
+            dx[s, ...] = xp.reshape(out, dx[s, ...].shape)
 
         self._map(differentiate, x)
         return dx
@@ -105,15 +105,15 @@ class _Normalisation(Module):
         first = xp.repeat(first, self.num_features // self.num_groups, axis=2)
 
         def shifted(s):
-            rows, mu = _widen(self._rows(x[s]), *self._of(s, first))
-            return (sum_rows(xp.reshape(rows - mu, self._rows(x[s]).shape)),)
+            rows, mu = _widen(self._rows(x[s, ...]), *self._of(s, first))
+            return (sum_rows(xp.reshape(rows - mu, self._rows(x[s, ...]).shape)),)
 
         mean = first + self._set_mean(*self._total(self._map(shifted, x)), x)
 
         def squares(s):
-            rows, mu = _widen(self._rows(x[s]), *self._of(s, mean))
+            rows, mu = _widen(self._rows(x[s, ...]), *self._of(s, mean))
             centred = rows - mu
-            return (sum_rows(xp.reshape(centred * centred, self._rows(x[s]).shape)),)
+            return (sum_rows(xp.reshape(centred * centred, self._rows(x[s, ...]).shape)),)
 
         return mean, self._set_mean(*self._total(self._map(squares, x)), x)
 
@@ -133,7 +133,7 @@ class _Normalisation(Module):
 
     def _of(self, s, *statistics):
         """The part of each (B, 1, C) array that belongs to the images `s`."""
-        return [stat[s] if self.blocks_are_images else stat for stat in statistics]
+        return [stat[s, ...] if self.blocks_are_images else stat for stat in statistics]
 
     def _total(self, chunks):
         """Sums (b, C) of each chunk of images -> sums (B, 1, C), in the order of the chunks."""
