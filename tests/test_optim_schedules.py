@@ -1,0 +1,123 @@
+"""Step, SGD and the schedules: each does what its docstring says, and refuses what it cannot do."""
+
+import math
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minibn import nn, schedules
+from minibn.optim import SGD, Step
+
+
+def numbers(low, high):
+    return st.floats(low, high, allow_nan=False)
+
+
+@given(numbers(0, 1), numbers(0, 1), numbers(0, 1), numbers(-1, 1), st.sampled_from([0.25, 1.0, 8.0]), numbers(-0.9, 2),
+       numbers(0, 0.9), st.integers(0, 2**32 - 1))
+def test_sgd_does_what_the_docstring_of_step_says(lr, momentum, decay, kick, c, lookahead, shrink, seed):
+    w, v, g = np.random.default_rng(seed).standard_normal((3, 5))
+    parameter = nn.Parameter(w.copy())
+    parameter.grad = g.copy()
+    sgd = SGD([parameter], [Step(lr, momentum, decay, kick, c, lookahead, shrink)])
+    sgd.velocity = [v.copy()]
+    assert sgd.step() is sgd.last
+    w, v, g = c * w, v / c, g / c
+    v = v + kick * w
+    v = momentum * v + g + decay * w
+    w = (1 - shrink) * w - lr * (v + lookahead * (g + decay * w))
+    np.testing.assert_allclose(sgd.velocity[0], v, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(parameter.data, w, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("bad", [
+    {"lr": -0.1}, {"lr": math.nan}, {"lr": math.inf}, {"momentum": -0.1}, {"weight_decay": -1e-4}, {"kick": math.inf},
+    {"rescale": 0.0}, {"rescale": -2.0}, {"rescale": 3.0}, {"lookahead": -1.0}, {"shrink": 1.0}, {"shrink": -0.1}])
+def test_steps_out_of_range(bad):
+    (name, value), = bad.items()
+    with pytest.raises(ValueError, match=f"a Step needs .*{name}={value}"):
+        Step(**{"lr": 0.1, **bad})
+
+
+def test_sgd_errors():
+    with pytest.raises(ValueError, match="at least one parameter"):
+        SGD([], schedules.constant(0.1))
+    sgd = SGD([nn.Parameter(np.ones(2))], [Step(0.1)])
+    sgd.step()
+    with pytest.raises(RuntimeError, match="the schedule ended after 1 steps"):
+        sgd.step()
+    state = sgd.state_dict()
+    with pytest.raises(RuntimeError, match="needs a fresh SGD .* has taken 1 steps"):
+        sgd.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"shapes \[\(2,\)\] do not fit parameters of shapes \[\(3,\)\]"):
+        SGD([nn.Parameter(np.ones(3))], schedules.constant(0.1)).load_state_dict(state)
+    with pytest.raises(ValueError, match="the schedule has 0 steps, but the state was saved after 1"):
+        SGD([nn.Parameter(np.ones(2))], []).load_state_dict(state)
+
+
+@given(st.integers(0, 30), st.integers(0, 2**32 - 1))
+def test_sgd_goes_on_from_its_state_bit_for_bit(stop, seed):
+    def schedule():
+        return schedules.warmup(5, schedules.cosine(0.3, 25, momentum=0.9, weight_decay=0.01))
+
+    gradients = np.random.default_rng(seed).standard_normal((30, 4))
+
+    def run(sgd, steps):
+        for t in steps:
+            sgd.parameters[0].grad = gradients[t]
+            sgd.step()
+
+    whole = SGD([nn.Parameter(np.ones(4))], schedule())
+    run(whole, range(30))
+    first = SGD([nn.Parameter(np.ones(4))], schedule())
+    run(first, range(stop))
+    second = SGD([nn.Parameter(first.parameters[0].data.copy())], schedule())
+    second.load_state_dict(first.state_dict())
+    run(second, range(stop, 30))
+    np.testing.assert_array_equal(second.parameters[0].data, whole.parameters[0].data)
+    np.testing.assert_array_equal(second.velocity[0], whole.velocity[0])
+
+
+def rates(schedule, count):
+    return [s.lr for s in islice(schedule, count)]
+
+
+def test_schedules_by_hand():
+    assert rates(schedules.constant(0.3), 3) == [0.3] * 3
+    np.testing.assert_allclose(rates(schedules.step_decay(1, [0, 2], 0.5), 4), [0.5, 0.5, 0.25, 0.25])
+    np.testing.assert_allclose(rates(schedules.cosine(1, 2, 0.5), 4), [1, 0.75, 0.5, 0.5])
+    np.testing.assert_allclose(rates(schedules.exponential(0.1, 2), 3), [0.1, 0.2, 0.4])
+    np.testing.assert_allclose(rates(schedules.warmup(1, schedules.constant(1)), 3), [0.5, 1, 1])
+    for schedule in (schedules.constant(0.1, momentum=0.9, weight_decay=0.5),
+                     schedules.step_decay(0.1, [3], momentum=0.9, weight_decay=0.5),
+                     schedules.cosine(0.1, 3, momentum=0.9, weight_decay=0.5),
+                     schedules.exponential(0.1, 2, momentum=0.9, weight_decay=0.5),
+                     schedules.warmup(3, schedules.constant(0.1, momentum=0.9, weight_decay=0.5))):
+        assert {(s.momentum, s.weight_decay) for s in islice(schedule, 5)} == {(0.9, 0.5)}
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: schedules.constant(-0.1), "lr=-0.1"),
+    (lambda: schedules.constant(0.1, momentum=1), "momentum must lie between 0 and below 1, got 1"),
+    (lambda: schedules.constant(0.1, weight_decay=-1), "weight_decay=-1"),
+    (lambda: schedules.step_decay(0.1, [5, 3]), r"increasing step numbers of at least 0, got \[5, 3\]"),
+    (lambda: schedules.step_decay(0.1, [5], -1), "factor must be a finite number of at least 0, got -1"),
+    (lambda: schedules.cosine(0.1, 0), "cosine: steps must be at least 1, got 0"),
+    (lambda: schedules.cosine(0.1, 5, math.nan), "final must be a finite number of at least 0, got nan"),
+    (lambda: schedules.exponential(0.1, math.inf), "growth must be a finite number of at least 0, got inf"),
+    (lambda: schedules.warmup(-1, []), "warmup: steps must be at least 0, got -1"),
+    (lambda: next(schedules.nesterov(schedules.nesterov(schedules.constant(0.1, momentum=0.9)))), "step 0 already has"),
+    (lambda: next(schedules.decoupled(schedules.decoupled(schedules.constant(0.1, weight_decay=0.1)))), "already has shrink"),
+    (lambda: next(schedules.decoupled(schedules.constant(2, weight_decay=1))), "0 <= shrink < 1; got .*shrink=2"),
+])
+def test_bad_arguments_are_refused_at_the_call(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_exponential_says_when_it_overflows():
+    with pytest.raises(OverflowError, match=r"2 \*\* 1024 is beyond float range; .*band"):
+        rates(schedules.exponential(1, 2), 1100)
