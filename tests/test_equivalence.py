@@ -1,0 +1,290 @@
+"""The theorem: a run with weight decay and its converted run are one run, seen in two frames.
+
+`same_run` and `round_trip` are the theorem's two statements; hypothesis checks them over random schedules, and
+`test_broken_recurrences_are_caught` checks that they fail as soon as one line of the recurrence is wrong.
+"""
+
+import inspect
+import math
+from dataclasses import replace
+from itertools import count, islice, repeat
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minibn import equivalence, nn, schedules
+from minibn.equivalence import Frame, add_weight_decay, fixed_point, frame_after, remove_weight_decay
+from minibn.optim import SGD, Step
+
+seeds = st.integers(0, 2**32 - 1)
+families = st.sampled_from(["heavy-ball", "lookahead", "shrink", "everything"])
+
+
+def random_steps(seed, length, family="everything"):
+    """Steps of which every number jumps: lr over 8 decades, one in ten 0; segments of equal steps between single ones."""
+    rng = np.random.default_rng(seed)
+    steps = []
+    while len(steps) < length:
+        step = Step(lr=0.0 if rng.random() < 0.1 else 10 ** rng.uniform(-8, 0), momentum=rng.choice([0.0, 0.5, 0.9, 0.95]),
+                    weight_decay=0.0 if rng.random() < 0.1 else 10 ** rng.uniform(-8, -3.6))  # ηλ < (1 - √γ)²
+        if family in ("lookahead", "everything"):
+            step = replace(step, lookahead=rng.choice([0.0, -0.3, 0.5, 2.0]))
+        if family in ("shrink", "everything"):
+            step = replace(step, shrink=rng.choice([0.0, 1e-4, 1e-3]))
+        steps += [step] * int(rng.choice([1, 1, 5, 100]))
+    return steps[:length]
+
+
+class Sphere:
+    """A scale-invariant loss of one weight vector that changes at every step, `L_t(w) = ξ_t · w/|w|`, trained by SGD."""
+
+    def __init__(self, schedule, seed, dim=6):
+        self.rng = np.random.default_rng(seed)
+        self.parameter = nn.Parameter(self.rng.standard_normal(dim))
+        self.sgd = SGD([self.parameter], schedule)
+
+    @property
+    def weight(self):
+        return self.parameter.data
+
+    def step(self):
+        """One update, with ∇L = (ξ - (ξ·u) u) / |w|, u = w/|w|."""
+        norm = np.linalg.norm(self.weight)
+        u, xi = self.weight / norm, self.rng.standard_normal(self.weight.shape)
+        self.parameter.grad = (xi - (xi @ u) * u) / norm
+        return self.sgd.step()
+
+
+def same_run(steps, seed, band=2.0**32):
+    """Train with `steps` and with their conversion: at every step the same direction, and norms in the ratio P."""
+    usual, converted = Sphere(steps, seed), Sphere(remove_weight_decay(steps, band=band), seed)
+    pairs = equivalence._removing(steps, band, Frame())
+    for t in range(len(steps)):
+        usual.step()
+        step = converted.step()
+        expected, frame = next(pairs)
+        assert step == expected
+        assert step.weight_decay == step.shrink == 0
+        w, v = frame.remove(usual.weight, usual.sgd.velocity[0])
+        tolerance = 1e-10 * np.linalg.norm(w)
+        np.testing.assert_allclose(converted.weight, w, rtol=0, atol=tolerance, err_msg=f"step {t}: w / P")
+    np.testing.assert_allclose(converted.sgd.velocity[0], v, rtol=0, atol=1e-8 * np.linalg.norm(v), err_msg="velocity")
+
+
+def round_trip(steps):
+    """Removing, then adding the same weight decay and shrink gives the original numbers."""
+    back = add_weight_decay(remove_weight_decay(steps), [s.weight_decay for s in steps], shrink=[s.shrink for s in steps])
+    for t, (old, new) in enumerate(zip(steps, back, strict=True)):
+        for name in ("lr", "momentum", "weight_decay", "lookahead", "shrink"):
+            assert getattr(new, name) == pytest.approx(getattr(old, name), rel=1e-12, abs=1e-12), f"step {t}: {name}"
+
+
+@settings(max_examples=12)
+@given(seeds, families)
+def test_the_converted_run_is_the_same_run(seed, family):
+    same_run(random_steps(seed, 2000, family), seed)
+
+
+@settings(max_examples=12)
+@given(seeds, families)
+def test_remove_then_add_is_the_identity(seed, family):
+    round_trip(random_steps(seed, 2000, family))
+
+
+@settings(max_examples=12)
+@given(seeds, families, st.floats(0, 5e-3), st.sampled_from([0.0, 1e-4]))
+def test_any_schedule_restated_at_any_weight_decay(seed, family, weight_decay, shrink):
+    """Remove, add another: still the same directions, and the state goes through both frames."""
+    steps = random_steps(seed, 1000, family)
+    restated = list(add_weight_decay(remove_weight_decay(steps), weight_decay, shrink=shrink))
+    assert {(s.weight_decay, s.shrink, s.rescale) for s in restated} == {(weight_decay, shrink, 1.0)}
+    one, other = Sphere(steps, seed), Sphere(restated, seed)
+    for _ in steps:
+        one.step()
+        other.step()
+    ours, theirs = frame_after(steps, len(steps)), frame_after(restated, len(steps))
+    ours, theirs = (f.remove(s.weight, s.sgd.velocity[0])[0] for f, s in ((ours, one), (theirs, other)))
+    cosine_gap = np.linalg.norm(ours / np.linalg.norm(ours) - theirs / np.linalg.norm(theirs))
+    assert cosine_gap < 1e-10
+
+
+@settings(max_examples=12)
+@given(seeds)
+def test_kicks_and_rescales_of_the_given_schedule_are_taken_along(seed):
+    rng = np.random.default_rng(seed)
+    steps = [replace(s, kick=rng.choice([0.0, 1e-3, -1e-3]), rescale=(1.0, 2.0, 0.5)[t % 3])
+             for t, s in enumerate(random_steps(seed, 500))]
+    same_run(steps, seed)
+    bare = [replace(s, weight_decay=0.0, shrink=0.0, lookahead=0.0) for s in steps]
+    one, other = Sphere(bare, seed), Sphere(add_weight_decay(bare, 1e-3), seed)
+    for _ in bare:
+        one.step()
+        other.step()
+    u, v = (s.weight / np.linalg.norm(s.weight) for s in (one, other))
+    assert np.linalg.norm(u - v) < 1e-10
+
+
+@settings(max_examples=12)
+@given(seeds, families, st.sampled_from([1.0001, 2.0, 2.0**32]))
+def test_rescaling_does_not_change_a_bit(seed, family, band):
+    steps = random_steps(seed, 1000, family)
+    plain, banded = Sphere(remove_weight_decay(steps, band=None), seed), Sphere(remove_weight_decay(steps, band=band), seed)
+    scale = 1.0
+    for _ in steps:
+        plain.step()
+        scale *= banded.step().rescale
+        np.testing.assert_array_equal(banded.weight, plain.weight * scale)
+
+
+def test_frame_add_is_the_inverse_of_remove():
+    frame = Frame(0.3, 0.2, 1.5)
+    w, v = np.random.default_rng(0).standard_normal((2, 4))
+    for there, back in ((frame.remove, frame.add), (frame.add, frame.remove)):
+        for given_, returned in zip((w, v), back(*there(w, v)), strict=True):
+            np.testing.assert_allclose(returned, given_, rtol=1e-14)
+
+
+@settings(max_examples=12)
+@given(seeds, families, st.integers(0, 300), st.booleans())
+def test_switching_form_in_the_middle(seed, family, at, to_converted):
+    """Train in one form, carry the state over with the frame, go on in the other form: the same network."""
+    steps = random_steps(seed, 300, family)
+    whole = Sphere(steps, seed)
+    first = Sphere(steps if to_converted else remove_weight_decay(steps), seed)
+    for _ in range(300):
+        whole.step()
+    for _ in range(at):
+        first.step()
+    frame = frame_after(steps, at)
+    carry = frame.remove if to_converted else frame.add
+    rest = remove_weight_decay(steps[at:], frame=frame) if to_converted else steps[at:]
+    second = Sphere(rest, seed)
+    second.rng = first.rng  # the same gradients go on
+    second.parameter.data, second.sgd.velocity[0] = carry(first.weight, first.sgd.velocity[0])
+    for _ in range(at, 300):
+        second.step()
+    w = frame_after(steps, 300).remove(whole.weight, 0)[0] if to_converted else whole.weight
+    u, v = w / np.linalg.norm(w), second.weight / np.linalg.norm(second.weight)
+    assert np.linalg.norm(u - v) < 1e-10
+
+
+def drop(text, by=""):
+    """A broken line: `text` of `_remove` replaced."""
+    return text, by
+
+
+BROKEN = {
+    "momentum does not carry the drag": drop("decay + momentum * frame.kappa", "decay"),
+    "kappa not divided by alpha": drop("drag / alpha, q", "drag, q"),
+    "kappa forgotten": drop("drag / alpha, q", "0.0, q"),
+    "P squared instead of P P'": drop("b * frame.scale * scale", "b * frame.scale * frame.scale"),
+    "P' squared instead of P P'": drop("b * frame.scale * scale", "b * scale * scale"),
+    "P does not shrink": drop("alpha * frame.scale", "frame.scale"),
+    "alpha from weight decay alone": drop("b - lr * drag", "b - lr * decay"),
+    "shrink forgotten": drop("1 - step.shrink - lr", "1 - lr"),
+    "lookahead's decay forgotten": drop("- lr * lookahead * decay", ""),
+    "q forgotten": drop("lookahead * drag\n", "lookahead * drag * 0\n"),
+    "momentum not corrected": drop("momentum * frame.q * b / q", "momentum"),
+    "lookahead not corrected": drop("lookahead * alpha / q", "lookahead"),
+    "lr not corrected for q": drop("lr * q / denominator", "lr / denominator"),
+    "b forgotten in lr": drop("b * frame.scale * scale", "frame.scale * scale"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_recurrences_are_caught(name, monkeypatch):
+    source, (old, new) = inspect.getsource(equivalence._remove), BROKEN[name]
+    assert source.count(old) == 1
+    scope = dict(vars(equivalence))
+    exec(source.replace(old, new), scope)
+    monkeypatch.setattr(equivalence, "_remove", scope["_remove"])
+    caught = 0
+    for seed in range(3):
+        steps = random_steps(seed, 400)
+        for check in (lambda: same_run(steps, seed), lambda: round_trip(steps)):  # noqa: B023 - called at once
+            try:
+                check()
+            except (AssertionError, ValueError):
+                caught += 1
+    assert caught >= 3, f"{name}: caught {caught} times of 6"
+
+
+# ---- constant learning rate: Theorem 1.1 ----
+
+
+@given(st.floats(0, 0.99), st.floats(1e-8, 10), st.floats(0, 1))
+def test_fixed_point(momentum, lr, part):
+    """α is numpy's larger root; ηλ runs up to the limit (1 - √γ)²."""
+    limit = (1 - math.sqrt(momentum)) ** 2
+    weight_decay = part * 0.999 * limit / lr
+    alpha, kappa = fixed_point(lr, momentum, weight_decay)
+    product = lr * weight_decay
+    roots = np.roots([1, -(1 + momentum - product), momentum])
+    assert alpha == pytest.approx(roots.real.max(), abs=1e-7)  # numpy's root of a nearly double root has half its digits
+    assert alpha**2 - (1 + momentum - product) * alpha + momentum == pytest.approx(0, abs=1e-15)
+    if weight_decay:
+        assert 1 - lr * (weight_decay + momentum * kappa) == pytest.approx(alpha, abs=1e-9)  # the recurrence stays there
+        assert (weight_decay + momentum * kappa) / alpha == pytest.approx(kappa, rel=1e-6)
+
+
+def test_figure_1_of_the_paper():
+    """lr .1, momentum .9, weight decay 5e-4, 391 steps an epoch: lr grows as 0.1 * 1.481**epoch."""
+    alpha, _ = fixed_point(0.1, 0.9, 5e-4)
+    assert round(alpha ** (-2 * 391), 3) == 1.481
+    steps = islice(remove_weight_decay(schedules.constant(0.1, momentum=0.9, weight_decay=5e-4), band=None), 391 * 20)
+    by_epoch = [s.lr for s in steps][::391]
+    for ratio in np.divide(by_epoch[2:], by_epoch[1:-1]):  # the first epoch warms the momentum up
+        assert round(ratio, 3) == 1.481
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), [
+    ((0.1, 0.9, 0.1), ValueError, r"lr \* weight_decay = 0.01 is above \(1 - sqrt\(momentum\)\)\*\*2 = 0.002633"),
+    ((0.1, 1.0, 0.0), ValueError, "momentum must be below 1, got 1.0"),
+    ((-0.1, 0.9, 0.0), ValueError, "lr=-0.1"),
+    ((1.0, 0.0, 1.0), ValueError, "the weights would be zero after one step"),
+])
+def test_no_fixed_point(arguments, error, message):
+    with pytest.raises(error, match=message):
+        fixed_point(*arguments)
+
+
+# ---- what has no conversion ----
+
+
+def test_errors_of_removing():
+    with pytest.raises(ValueError, match=r"step 3 cannot be converted: lr=2.0 .*weight_decay=0.5 .*alpha=0,"):
+        list(remove_weight_decay([Step(0.1)] * 3 + [Step(2.0, 0.0, 0.5)]))
+    with pytest.raises(ValueError, match="band must be a finite number above 1, or None .*got 1"):
+        remove_weight_decay([], band=1)
+    with pytest.raises(ValueError, match="the schedule has 3 steps, there is no frame after 4"):
+        frame_after([Step(0.1)] * 3, 4)
+
+
+def test_overflow_without_a_band():
+    schedule = remove_weight_decay(schedules.constant(0.5, weight_decay=0.5), band=None)
+    with pytest.raises(OverflowError, match=r"left float range .* use band=2.0\*\*32"):
+        list(islice(schedule, 5000))
+    banded = list(islice(remove_weight_decay(schedules.constant(0.5, weight_decay=0.5)), 5000))
+    assert all(math.isfinite(s.lr) for s in banded)
+
+
+def test_errors_of_adding():
+    with pytest.raises(ValueError, match="step 1 already has weight_decay=0.1, .*remove_weight_decay first"):
+        list(add_weight_decay([Step(0.1), Step(0.1, weight_decay=0.1)], 0.1))
+    with pytest.raises(ValueError, match="weight_decay=-0.1"):
+        add_weight_decay([Step(0.1)], -0.1)
+    with pytest.raises(ValueError, match="step 1 .*has no equal with weight_decay=0, shrink=0.0"):
+        # a kick of -200 of the weights would have to be undone by a weight decay, which is far too small
+        list(add_weight_decay([Step(0.1, 0.9), Step(0.1, 0.9, kick=200.0)], repeat(0)))
+
+
+def test_conversion_is_a_stream():
+    """Nothing is read before it is asked for, and an endless schedule is fine."""
+    drawn = []
+    endless = (drawn.append(t) or Step(0.1, 0.9, 1e-3) for t in count())
+    converted = add_weight_decay(remove_weight_decay(endless), 1e-4)
+    assert drawn == []
+    next(converted), next(converted)
+    assert drawn == [0, 1]
