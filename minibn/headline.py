@@ -27,8 +27,8 @@ class Settings:
     """What to train; the fields are the command line's flags."""
 
     depth: int = 8
-    epochs: int = 32
-    batch: int = 64
+    epochs: int = 24
+    batch: int = 48
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-2
