@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +43,14 @@ def load(path):
         FileNotFoundError: there is no such file.
         ValueError: the file is not a checkpoint, or is truncated or changed (each part of it carries a checksum).
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return arrays, json.loads(arrays.pop("facts.json").tobytes())
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, AttributeError, NotImplementedError) as error:
-        raise ValueError(f"{path} is not a whole minibn checkpoint ({error}); delete it to start anew, or use another") from error
+    with open(path, "rb") as stream:
+        try:
+            with np.load(stream, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            return arrays, json.loads(arrays.pop("facts.json").tobytes())
+        except Exception as error:  # damaged bytes make zipfile and NumPy raise a dozen types
+            raise ValueError(f"{path} is not a whole minibn checkpoint ({type(error).__name__}: {error}); delete it to start "
+                             "anew, or use another") from error
 
 
 def _sync_folder(folder):

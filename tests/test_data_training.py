@@ -253,6 +253,7 @@ def test_a_checkpoint_comes_back(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
 
 
+@settings(max_examples=300)
 @given(st.data())
 def test_truncated_or_tampered_checkpoints_are_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("c") / "c.npz"
