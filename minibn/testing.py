@@ -14,7 +14,8 @@ def distinct(rng, shape):
 
 
 def check_layer(module, x, *, rng, tolerance=1e-6):
-    """Compare `module.backward` with central differences of `module.forward`, in x and in every parameter.
+    """Compare `module.backward` with central differences of `module.forward`, in x and in every parameter, and check that it
+    adds to gradients.
 
     For a random dy and L = Σ dy · forward(x), the derivative of L in each single number is measured by the five-point rule
         L' ≈ (8 (L(+h) - L(-h)) - (L(+2h) - L(-2h))) / 12 h,    h = 1e-5.
@@ -29,7 +30,7 @@ def check_layer(module, x, *, rng, tolerance=1e-6):
         The largest error, a float.
 
     Raises:
-        AssertionError: the error is above `tolerance`; the message names the array.
+        AssertionError: the error is above `tolerance`, or a gradient was replaced; the message names the array.
     """
     x = x.copy()
     module.zero_grad()
@@ -37,6 +38,10 @@ def check_layer(module, x, *, rng, tolerance=1e-6):
     dy = rng.standard_normal(y.shape)
     arrays = {"the input": (x, module.backward(dy))}
     arrays |= {name: (parameter.data, parameter.grad.copy()) for name, parameter in module.named_parameters()}
+    module(x)
+    module.backward(dy)
+    for name, parameter in module.named_parameters():
+        assert np.array_equal(parameter.grad, 2 * arrays[name][1]), f"{module}: backward must add to {name}.grad, not replace it"
     worst = 0.0
     for name, (array, gradient) in arrays.items():
         measured = _differences(lambda: float(np.sum(dy * module(x))), array)

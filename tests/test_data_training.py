@@ -171,6 +171,19 @@ def test_training_learns_and_history_holds_what_happened(capsys):
         assert what in bar
 
 
+def test_effective_lr_counts_a_rescale():
+    """Rescaling changes lr and norm in one step, and so not the effective lr."""
+    histories = []
+    for band in (None, 1.1):
+        run = Run("float64")
+        schedule = schedules.constant(0.1, momentum=0.9, weight_decay=5e-3)
+        run.optimizers["conv"].schedule = remove_weight_decay(schedule, band=band)
+        histories.append(run.fit(epochs=8))
+    one, other = histories
+    assert one["lr/conv"][-1] != other["lr/conv"][-1]
+    np.testing.assert_allclose(one["effective_lr/conv"], other["effective_lr/conv"], rtol=1e-4)  # eps = 1e-5
+
+
 def test_divergence_names_step_group_lr_and_checkpoint(tmp_path):
     path = tmp_path / "run.npz"
     run = Run()

@@ -14,8 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibn import equivalence, nn, schedules
-from minibn.equivalence import Frame, add_weight_decay, fixed_point, frame_after, remove_weight_decay
+from minibn import nn, schedules
+from minibn.equivalence import (
+    Frame,
+    add_weight_decay,
+    exponential_equivalent,
+    fixed_point,
+    frame_after,
+    remove_weight_decay,
+    streams,
+    texp,
+    texp_minus_minus,
+    texp_plus_plus,
+)
 from minibn.optim import SGD, Step
 
 seeds = st.integers(0, 2**32 - 1)
@@ -60,7 +71,7 @@ class Sphere:
 def same_run(steps, seed, band=2.0**32):
     """Train with `steps` and with their conversion: at every step the same direction, and norms in the ratio P."""
     usual, converted = Sphere(steps, seed), Sphere(remove_weight_decay(steps, band=band), seed)
-    pairs = equivalence._removing(steps, band, Frame())
+    pairs = streams._removing(steps, band, Frame())
     for t in range(len(steps)):
         usual.step()
         step = converted.step()
@@ -195,11 +206,11 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_recurrences_are_caught(name, monkeypatch):
-    source, (old, new) = inspect.getsource(equivalence._remove), BROKEN[name]
+    source, (old, new) = inspect.getsource(streams._remove), BROKEN[name]
     assert source.count(old) == 1
-    scope = dict(vars(equivalence))
+    scope = dict(vars(streams))
     exec(source.replace(old, new), scope)
-    monkeypatch.setattr(equivalence, "_remove", scope["_remove"])
+    monkeypatch.setattr(streams, "_remove", scope["_remove"])
     caught = 0
     for seed in range(3):
         steps = random_steps(seed, 400)
@@ -248,6 +259,106 @@ def test_figure_1_of_the_paper():
 def test_no_fixed_point(arguments, error, message):
     with pytest.raises(error, match=message):
         fixed_point(*arguments)
+
+
+def paired(one, other, seed, length):
+    """Both runs after `length` steps on the same losses, as unit vectors, and their norms."""
+    runs = Sphere(one, seed), Sphere(other, seed)
+    for _ in range(length):
+        for run in runs:
+            run.step()
+    norms = [np.linalg.norm(run.weight) for run in runs]
+    return [run.weight / norm for run, norm in zip(runs, norms, strict=True)], norms
+
+
+@settings(max_examples=20)
+@given(seeds, st.floats(0, 0.95), st.floats(1e-3, 1), st.floats(0, 0.9))
+def test_theorem_1_1(seed, momentum, lr, part):
+    """Constant lr with weight decay and its closed form: equal from the first step, norms in the ratio α^t."""
+    weight_decay = part * (1 - math.sqrt(momentum)) ** 2 / lr
+    alpha, kappa = fixed_point(lr, momentum, weight_decay)
+    length = min(300, int(20 / max(1e-9, -math.log(alpha))))
+    usual = schedules.constant(lr, momentum=momentum, weight_decay=weight_decay)
+    converted = exponential_equivalent(lr, momentum, weight_decay)
+    (u, v), (usual_norm, norm) = paired(usual, converted, seed, length)
+    assert np.linalg.norm(u - v) < 1e-9
+    assert usual_norm / norm == pytest.approx(alpha**length, rel=1e-9)
+    first = next(exponential_equivalent(lr, momentum, weight_decay))
+    assert (first.lr, first.kick) == (pytest.approx(lr / alpha), -kappa)
+
+
+PHASES = [(150, 0.1), (100, 0.01), (50, 0.05)]
+SETTING = {"momentum": 0.9, "weight_decay": 5e-3}
+
+
+def of_phases(rates, decays):
+    return [Step(lr, 0.9, decay) for (length, _), lr, decay in zip(PHASES, rates, decays, strict=True) for _ in range(length)]
+
+
+@settings(max_examples=10)
+@given(seeds)
+def test_texp_plus_plus_is_step_decay(seed):
+    """Theorem 2.12."""
+    (u, v), _ = paired(of_phases([lr for _, lr in PHASES], [5e-3] * 3), texp_plus_plus(PHASES, **SETTING), seed, 300)
+    assert np.linalg.norm(u - v) < 1e-10
+
+
+@settings(max_examples=10)
+@given(seeds)
+def test_texp_minus_minus_is_constant_lr_with_the_weight_decay_divided(seed):
+    """Appendix B."""
+    decays = [5e-3 * lr / 0.1 for _, lr in PHASES]
+    (u, v), _ = paired(of_phases([0.1] * 3, decays), texp_minus_minus(PHASES, **SETTING), seed, 300)
+    assert np.linalg.norm(u - v) < 1e-10
+
+
+def test_growth_inside_and_between_the_phases_of_texp():
+    plain, exact, slow = (list(f(PHASES, **SETTING)) for f in (texp, texp_plus_plus, texp_minus_minus))
+    (a, _), (b, _) = (fixed_point(lr, 0.9, 5e-3) for lr in (0.1, 0.01))
+    assert plain[0].lr == pytest.approx(0.1 / a)
+    assert plain[100].lr / plain[99].lr == pytest.approx(a**-2)
+    assert plain[150].lr / plain[149].lr == pytest.approx(0.1 / a / b)
+    assert slow[150].lr / slow[149].lr == pytest.approx(1 / a / b)
+    assert slow[151].lr / slow[150].lr == pytest.approx(b**-2)
+    assert [s.lr for s in plain] == [s.lr for s in exact]
+    assert {s.kick for s in plain} == {0.0}
+    assert [t for t, s in enumerate(exact) if s.kick] == [t for t, s in enumerate(slow) if s.kick] == [0, 150, 250]
+
+
+@settings(max_examples=20)
+@given(seeds, st.sampled_from([0, 150, 250]))
+def test_the_error_of_texp_at_a_switch(seed, switch):
+    """Leave one kick out, as TEXP does: the weights are displaced by the docstring's ε."""
+    exact = list(texp_plus_plus(PHASES, **SETTING))
+    without = [replace(s, kick=0.0) if t == switch else s for t, s in enumerate(exact)]
+    rates = [lr for _, lr in PHASES]
+    i = [0, 150, 250].index(switch)
+    alpha, kappa = fixed_point(rates[i], **SETTING)
+    before = fixed_point(rates[i - 1], **SETTING)[1] if i else 0.0
+    epsilon = rates[i] * abs(kappa - before) / (alpha - 0.9 / alpha)
+    runs = Sphere(exact, seed, dim=50), Sphere(without, seed, dim=50)
+    for t in range(switch + 30):  # three times 1 / (1 - γ)
+        for run in runs:
+            run.step()
+        if t == switch - 1:
+            np.testing.assert_array_equal(runs[0].weight, runs[1].weight)
+    u, v = (run.weight for run in runs)
+    displaced = np.linalg.norm(u - v) / np.linalg.norm(u)
+    assert 0.5 * epsilon < displaced < 1.5 * epsilon
+
+
+@pytest.mark.parametrize(("phases", "message"), [
+    ([], r"must be a list of \(steps, lr\) .* got \[\]"), ([(0, 0.1)], "at least 1"), ([(1.5, 0.1)], "whole numbers"),
+    ([(5, 0.1), (5, 1.0)], r"lr \* weight_decay = 0.005 is above"), ([(5, -0.1)], "lr=-0.1")])
+def test_bad_phases(phases, message):
+    for make in (texp, texp_plus_plus):
+        with pytest.raises(ValueError, match=message):
+            make(phases, momentum=0.9, weight_decay=5e-3)
+
+
+def test_endless_phase_overflows_with_advice():
+    with pytest.raises(OverflowError, match="remove_weight_decay.* goes on for ever"):
+        list(islice(exponential_equivalent(0.5, 0.0, 0.5), 5000))
 
 
 # ---- what has no conversion ----

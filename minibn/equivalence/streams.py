@@ -1,4 +1,4 @@
-"""The theorem: rewrite one schedule as another that trains a scale-invariant network in the same way.
+"""The conversion of one stream of Steps into another, and its derivation.
 
 Li & Arora, *An Exponential Learning Rate Schedule for Deep Learning*, ICLR 2020 ("the paper"): where the loss does not
 depend on the scale of the weights, SGD with weight decay is SGD without, at a learning rate that grows exponentially.
@@ -145,39 +145,6 @@ def add_weight_decay(schedule, weight_decay, *, shrink=0.0, frame=Frame()):
         if isinstance(target, int | float):
             Step(0.0, weight_decay=target)
     return _adding(schedule, decays, shrinks, frame)
-
-
-def fixed_point(lr, momentum, weight_decay):
-    """(α, κ): by which factor constant lr with weight decay shrinks the weights each step, and its κ, once steady.
-
-        α is the larger root of x² - (1 + γ - ηλ) x + γ = 0        κ = λ / (α - γ)
-
-    Real and positive if and only if `ηλ <= (1 - √γ)²` (paper, Theorem 1.1). The discriminant is computed as
-    `((1 - √γ)² - ηλ) ((1 + √γ)² - ηλ)`, which does not cancel.
-
-    Raises:
-        ValueError: ηλ is above (1 - √γ)², or a number is out of range.
-
-    Example:
-        >>> alpha, kappa = fixed_point(0.1, 0.9, 5e-4)
-        >>> round(alpha ** (-2 * 391), 3)  # figure 1 of the paper: growth in an epoch of 391 steps
-        1.481
-    """
-    Step(lr, momentum, weight_decay)
-    if momentum >= 1:
-        raise ValueError(f"momentum must be below 1, got {momentum}")
-    product, limit = lr * weight_decay, (1 - math.sqrt(momentum)) ** 2
-    if product > limit:
-        raise ValueError(
-            f"no exponential schedule matches lr={lr}, momentum={momentum}, weight_decay={weight_decay}: lr * weight_decay = "
-            f"{product:.4g} is above (1 - sqrt(momentum))**2 = {limit:.4g}, where weight decay makes the weights oscillate "
-            "through zero. Lower the learning rate, the momentum or the weight decay.")
-    root = math.sqrt((limit - product) * ((1 + math.sqrt(momentum)) ** 2 - product))
-    alpha = (1 + momentum - product + root) / 2
-    if alpha <= momentum and weight_decay:
-        raise ValueError(f"no exponential schedule matches lr={lr}, momentum={momentum}, weight_decay={weight_decay}: "
-                         "the weights would be zero after one step. Lower the learning rate or the weight decay.")
-    return alpha, weight_decay / (alpha - momentum) if weight_decay else 0.0
 
 
 def _check_band(band):
