@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from minibn import data, models, nn, plots, schedules
-from minibn.equivalence import frame_after, remove_weight_decay
+from minibn import data, models, plots, schedules
+from minibn.equivalence import frame_after
 from minibn.history import History
 from minibn.optim import SGD
-from minibn.training import evaluate, fit, predict, update_bn
+from minibn.training import convert, evaluate, fit, predict, update_bn
 
 TOLERANCE = {"float64": 1e-9, "float32": 0.5}  # largest gap between the losses; rounding grows as training goes on
 USUAL, EXPONENTIAL = "weight decay, usual schedule", "no weight decay, growing lr"
@@ -57,20 +57,17 @@ class Run:
     test_accuracy: float
 
 
-def split(model):
-    """(conv weights, all other parameters): the convs of a PreResNet are scale-invariant together."""
-    convs = [module.weight for _, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    chosen = {id(p) for p in convs}
-    return convs, [p for p in model.parameters() if id(p) not in chosen]
-
-
-def train(settings, conv_schedule, label, progress=True):
-    """Train the PreResNet of `settings` with `conv_schedule` for its conv weights -> Run."""
+def train(settings, label, converted, progress=True):
+    """Train the PreResNet of `settings`, its conv weights with a `converted` schedule or the usual one -> Run."""
     digits = data.digits(settings.dtype)
     model = models.preresnet(settings.depth, in_channels=1, eps=0.0, rng=np.random.default_rng(settings.seed),
                              dtype=settings.dtype)
-    convs, rest = split(model)
-    optimizers = {"conv": SGD(convs, conv_schedule), "rest": SGD(rest, settings.schedule())}
+    convs = {name: p for name, p in model.named_parameters() if p.data.ndim == 4}
+    if converted:
+        optimizers = convert(model, settings.schedule(), convs, band=None).optimizers
+    else:
+        rest = [p for name, p in model.named_parameters() if name not in convs]
+        optimizers = {"invariant": SGD(convs.values(), settings.schedule()), "rest": SGD(rest, settings.schedule())}
     history = fit(model, optimizers, digits.x_train, digits.y_train, epochs=settings.epochs, batch_size=settings.batch,
                   rng=np.random.default_rng(settings.seed + 1), progress=progress, description=label)
     update_bn(model, digits.x_train)  # running averages lag behind weights that grow
@@ -90,13 +87,13 @@ def run(settings, folder, progress=True):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     frame_after(settings.schedule(), settings.steps, band=None)  # complains here if there is no conversion
-    usual = train(settings, settings.schedule(), USUAL, progress)
-    converted = train(settings, remove_weight_decay(settings.schedule(), band=None), EXPONENTIAL, progress)
+    usual = train(settings, USUAL, converted=False, progress=progress)
+    converted = train(settings, EXPONENTIAL, converted=True, progress=progress)
     runs = {USUAL: usual, EXPONENTIAL: converted}
     for name, one in zip(("usual", "exponential"), runs.values(), strict=True):
         one.history.write_csv(folder / f"{name}.csv")
     gap = np.abs(usual.history["loss"] - converted.history["loss"]).max()
-    plots.compare({name: one.history for name, one in runs.items()}, "conv", folder / "headline.png",
+    plots.compare({name: one.history for name, one in runs.items()}, "invariant", folder / "headline.png",
                   f"The same training run twice: PreResNet-{settings.depth} on digits, losses within {gap:.0e}")
     print(table(settings, runs, gap))
     print(f"figure and per-step numbers: {folder}/headline.png, usual.csv, exponential.csv")
@@ -110,13 +107,13 @@ def table(settings, runs, gap):
     def row(name, values):
         lines.append(f"{name:30}" + "".join(f"{value:>32}" for value in values))
 
-    lr = [one.history["lr/conv"] for one in runs.values()]
+    lr = [one.history["lr/invariant"] for one in runs.values()]
     row("weight decay", [f"{settings.weight_decay:g}", "0"])
     row("lr at the first step", [f"{x[0]:.4g}" for x in lr])
     row("largest lr", [f"{x.max():.4g}" for x in lr])
     row("lr at the last step", [f"{x[-1]:.4g}" for x in lr])
-    row("|w| at the end", [f"{one.history['norm/conv'][-1]:.4g}" for one in runs.values()])
-    row("effective lr at the end", [f"{one.history['effective_lr/conv'][-1]:.4g}" for one in runs.values()])
+    row("|w| at the end", [f"{one.history['norm/invariant'][-1]:.4g}" for one in runs.values()])
+    row("effective lr at the end", [f"{one.history['effective_lr/invariant'][-1]:.4g}" for one in runs.values()])
     row("training loss at the end", [f"{one.train_loss:.10f}" for one in runs.values()])
     row("test accuracy", [f"{one.test_accuracy:.2%}" for one in runs.values()])
     usual, converted = runs.values()

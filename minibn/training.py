@@ -1,6 +1,7 @@
 """The training loop: progress, history, checkpoints, and a stop when numbers leave float range."""
 
-from itertools import islice
+from dataclasses import dataclass
+from itertools import islice, tee
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,66 @@ from tqdm import tqdm
 
 from minibn import backend, checkpoint, data, nn
 from minibn.backend import array_namespace
+from minibn.equivalence import remove_weight_decay
 from minibn.history import History
+from minibn.invariance import symmetries
+from minibn.optim import SGD
 
 
 class DivergenceError(FloatingPointError):
     """A loss or weight that is not finite; the message names the step, the group, its lr and the last checkpoint."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` returns; `str()` says which parameters were converted, and why the rest were not.
+
+    Attributes:
+        optimizers: {"invariant": SGD, "rest": SGD} for `fit`; without "rest" if every parameter is converted.
+        names: the converted parameters.
+        reasons: {name of every other parameter: why it keeps the given schedule}.
+    """
+
+    optimizers: dict
+    names: tuple
+    reasons: dict
+
+    def __str__(self):
+        kept = [f"  {name}: {reason}" for name, reason in self.reasons.items()]
+        return "\n".join(["converted: " + ", ".join(self.names), "as they were:" if kept else "as they were: none", *kept])
+
+
+def convert(model, schedule, names=None, *, band=2.0**32):
+    """Optimisers that train `model` as `schedule` would, without weight decay on its scale-invariant weights.
+
+    The scale-invariant parameters get `equivalence.remove_weight_decay(schedule)`, all others `schedule` itself: if the
+    normalisations have eps = 0, the network is the same at every step.
+
+    Args:
+        model: an `nn.Module`.
+        schedule: iterable of `Step`; it is read once, for both.
+        names: which parameters to convert. None: all groups of `invariance.symmetries(model)`.
+        band: as in `remove_weight_decay`.
+
+    Returns:
+        Conversion
+
+    Raises:
+        ValueError: `names` are not scale-invariant together (the message says why), or no parameter is.
+    """
+    found = symmetries(model)
+    if names is None:
+        names = [name for group in found.groups for name in group]
+    if not names or not found.is_scale_invariant(names):
+        why = "; ".join(found.explain(name) for name in names) or "the network has no scale-invariant parameters"
+        raise ValueError(f"weight decay cannot be removed from {list(names)}, which are not scale-invariant together: {why}")
+    first, second = tee(schedule)
+    groups = {"invariant": ([], remove_weight_decay(first, band=band)), "rest": ([], second)}
+    for name, parameter in model.named_parameters():
+        groups["invariant" if name in names else "rest"][0].append(parameter)
+    reasons = {name: "not among the names given" if any(name in group for group in found.groups) else found.explain(name)
+               for name in found.names if name not in names}
+    return Conversion({group: SGD(*pair) for group, pair in groups.items() if pair[0]}, tuple(names), reasons)
 
 
 def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_last=True, path=None, every=100,

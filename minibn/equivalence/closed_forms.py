@@ -115,9 +115,9 @@ def texp_plus_plus(phases, *, momentum, weight_decay):
 def texp_minus_minus(phases, *, momentum, weight_decay):
     """TEXP without the instant drop of lr: only the growth rate changes from phase to phase (paper, appendix B).
 
-    lr is multiplied by α_I^-2 inside phase I and by `α_I^-1 α_{I+1}^-1` at a switch, α_I as in `texp`. With the kicks, this equals
-    lr η_0 throughout, with the *weight decay* divided in the place of lr: λ η_I / η_0 in phase I. It trains worse, since the
-    effective lr then falls no faster than weight decay lets the norm grow.
+    lr is multiplied by α_I^-2 inside phase I and by `α_I^-1 α_{I+1}^-1` at a switch, α_I as in `texp`. With the kicks, this
+    equals lr η_0 throughout, with the *weight decay* divided in the place of lr: λ η_I / η_0 in phase I. It trains worse, since
+    the effective lr then falls no faster than weight decay lets the norm grow.
 
     Arguments, errors and what is yielded are those of `texp_plus_plus`; the first lr must be above 0.
 
@@ -129,7 +129,8 @@ def texp_minus_minus(phases, *, momentum, weight_decay):
     first = phases[0][1]
     if not first > 0:
         raise ValueError(f"texp_minus_minus needs a first lr above 0, got {first}")
-    return _tapered([(steps, first) for steps, _ in phases], [weight_decay * lr / first for _, lr in phases], momentum, kicks=True)
+    decays = [weight_decay * lr / first for _, lr in phases]
+    return _tapered([(steps, first) for steps, _ in phases], decays, momentum, kicks=True)
 
 
 def _checked(phases):

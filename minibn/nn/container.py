@@ -45,6 +45,12 @@ class Sequential(Module):
             dy = module.backward(dy)
         return dy
 
+    def degree(self, x):
+        """Each module's in turn."""
+        for module in self:
+            x = module.degree(x)
+        return x
+
     def __repr__(self):
         return f"Sequential({', '.join(f'{name}={module}' for name, module in self._modules.items())})"
 
@@ -74,6 +80,10 @@ class Residual(Module):
         """The sum of what both paths return."""
         dx = self.branch.backward(dy)
         return dx + (dy if self.shortcut is None else self.shortcut.backward(dy))
+
+    def degree(self, x):
+        """Both paths must scale alike."""
+        return self.branch.degree(x).joined(x if self.shortcut is None else self.shortcut.degree(x), self)
 
     def __repr__(self):
         return f"Residual({self.branch}, shortcut={self.shortcut})"

@@ -66,5 +66,9 @@ class Linear(Module):
             self.bias.grad += sum_rows(dy)
         return dy @ self.weight.data.T
 
+    def degree(self, x):
+        """Degree d -> d + a_W, the bias having a degree of its own."""
+        return x.times(self.weight).plus(self.bias)
+
     def __repr__(self):
         return f"Linear({self.in_features}, {self.out_features}, bias={self.bias is not None})"

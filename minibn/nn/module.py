@@ -45,6 +45,10 @@ class Module:
         """
         raise TypeError(f"{type(self).__name__} must define backward(dy)")
 
+    def degree(self, x):
+        """How the output scales with the parameters if the input scales as `x` says: see `minibn.degree`."""
+        raise TypeError(f"{type(self).__name__} must define degree(x), so that its rescalings can be found: see minibn.degree")
+
     def __call__(self, x):
         return self.forward(x)
 

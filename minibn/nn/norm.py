@@ -92,6 +92,10 @@ class _Normalisation(Module):
         self._map(differentiate, x)
         return dx
 
+    def degree(self, x):
+        """0, whatever it was; then γ and β. Statistics of single channels take a bias away with the mean."""
+        return x.normalised(self, mean=self.num_groups == self.num_features).times(self.weight).plus(self.bias)
+
     def _statistics(self, x):
         """μ and σ² of each set, repeated for each of its channels: (B, 1, C).
 

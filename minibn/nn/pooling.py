@@ -17,6 +17,10 @@ class Flatten(Module):
         (shape,) = self._take(dy)
         return array_namespace(dy).reshape(dy, shape)
 
+    def degree(self, x):
+        """Unchanged."""
+        return x
+
 
 class GlobalAvgPool(Module):
     """Mean over all positions: `y[n, c] = Σ_{h, w} x[n, h, w, c] / (H W)`; (N, H, W, C) -> (N, C).
@@ -36,6 +40,10 @@ class GlobalAvgPool(Module):
         self._take(dy, (n, channels))
         xp = array_namespace(dy)
         return xp.broadcast_to(dy[:, None, None, :] / (height * width), (n, height, width, channels))
+
+    def degree(self, x):
+        """Unchanged."""
+        return x
 
 
 class _WindowPool(Module):
@@ -72,6 +80,10 @@ class _WindowPool(Module):
             (n, height, width, channels), k = self._kept[0], self.kernel_size
             shape = (n, height // k, width // k, channels)
         return self._take(dy, shape)
+
+    def degree(self, x):
+        """Unchanged."""
+        return x
 
     def __repr__(self):
         return f"{type(self).__name__}({self.kernel_size})"

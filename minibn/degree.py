@@ -1,0 +1,106 @@
+"""Degree algebra: how an activation scales when each parameter p is multiplied by c**a_p.
+
+A network's activation is followed as `c^d · h + shifts`: a part h multiplied by c to the degree d, a linear form in the
+unknown exponents a_p, and biases that were added on the way, each with a degree of its own. A bias is one number a channel. As
+long as it stays so (through convolutions without padding, pooling) a BatchNorm takes it away again with the mean, whatever
+its scale; elsewhere, as in a ReLU, it must scale like the rest: that is an equation between exponents. So is every sum of two
+branches, and the output, whose degree must be 0. `minibn.invariance` solves these equations.
+
+Every module says what it does to a `Degree` in one method, `degree(x)`, made of the five verbs below:
+
+    | layer                    | degree(x)                                                      |
+    | Linear                   | `x.times(self.weight).plus(self.bias)`                         |
+    | Conv2d with padding      | `x.settled(self).times(self.weight).plus(self.bias)`           |
+    | ReLU                     | `x.settled(self)`                                              |
+    | pooling, Flatten         | `x`                                                            |
+    | BatchNorm                | `x.normalised(self, mean=True).times(self.weight).plus(self.bias)` |
+    | Residual                 | `branch.degree(x).joined(shortcut.degree(x), self)`            |
+
+The paper's appendix C carries a number in this way; here the exponents are unknowns, so all rescalings are found at once.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+
+@dataclass(frozen=True)
+class Equation:
+    """`Σ form[p] a_p = 0` between the exponents of the named parameters, and why: a clause about module `place`."""
+
+    form: dict
+    place: str
+    reason: str
+
+    def holds(self, exponents):
+        """Whether {name: exponent} (0 where missing) satisfies it; exact for integers and Fractions."""
+        return sum(c * exponents.get(name, 0) for name, c in self.form.items()) == 0
+
+
+@dataclass
+class Walk:
+    """What is collected on the way through a network: the equations, and which normalisation removes whose scale."""
+
+    parameters: dict  # id of Parameter -> dotted name
+    modules: dict  # id of Module -> dotted name
+    equations: list = field(default_factory=list)
+    removed: dict = field(default_factory=dict)  # parameter name -> {normalisation name: None}, in order
+
+    def require(self, one, other, place, reason):
+        """Add the equation `one = other` between two linear forms, unless it is 0 = 0."""
+        form = {name: c for name, c in subtract(one, other).items() if c}
+        if form:
+            self.equations.append(Equation(form, self.modules.get(id(place), "the output"), reason))
+
+
+def subtract(one, other):
+    """The linear form `one - other`."""
+    return {name: one.get(name, Fraction(0)) - other.get(name, Fraction(0)) for name in (*one, *other)}
+
+
+@dataclass(frozen=True)
+class Degree:
+    """Degree of an activation: `form` {parameter name: coefficient} of its scaling part, and the forms of its `shifts`."""
+
+    walk: Walk
+    form: Counter = field(default_factory=dict)
+    shifts: tuple = ()  # (bias name, form)
+
+    def times(self, parameter):
+        """The activation multiplied by `parameter` (None: not)."""
+        if parameter is None:
+            return self
+        name = self.walk.parameters[id(parameter)]
+
+        def higher(form):
+            return {**form, name: form.get(name, Fraction(0)) + 1}
+
+        return replace(self, form=higher(self.form), shifts=tuple((bias, higher(form)) for bias, form in self.shifts))
+
+    def plus(self, bias):
+        """The activation with `bias` (None: not), one number a channel, added."""
+        if bias is None:
+            return self
+        name = self.walk.parameters[id(bias)]
+        return replace(self, shifts=(*self.shifts, (name, {name: Fraction(1)})))
+
+    def settled(self, place):
+        """Where module `place` would mix biases with the rest: from here on they must scale alike."""
+        for bias, form in self.shifts:
+            self.walk.require(form, self.form, place, f"{bias} is added before {self._name(place)}")
+        return replace(self, shifts=())
+
+    def joined(self, other, place):
+        """The sum of two activations, taken by module `place`: they must scale alike."""
+        self.walk.require(self.form, other.form, place, f"{self._name(place)} adds two branches")
+        return replace(self, shifts=self.shifts + other.shifts)
+
+    def normalised(self, place, *, mean):
+        """The activation divided by its spread: degree 0. `mean`: a channel's mean is subtracted, and its biases with it."""
+        x = self if mean else self.settled(place)
+        for name in [name for form in (x.form, *(form for _, form in x.shifts)) for name in form]:
+            self.walk.removed.setdefault(name, {})[self._name(place)] = None
+        return Degree(self.walk)
+
+    def _name(self, place):
+        return self.walk.modules.get(id(place), "the output")

@@ -1,0 +1,297 @@
+"""Which weights may be rescaled without changing the network: from its layers, exactly, and measured.
+
+`symmetries(model)` solves the equations that `minibn.degree` collects; `probe` measures any function. The answer is for
+training mode, where BatchNorm uses the batch's statistics, and for eps = 0.
+"""
+
+import math
+from fractions import Fraction
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from minibn import nn
+from minibn.backend import to_numpy
+from minibn.degree import Degree, Walk
+
+
+def symmetries(model):
+    """All rescalings `p -> c**a_p p`, c > 0, of parameters that leave the model's output unchanged -> `Symmetries`.
+
+    Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all.
+
+    Raises:
+        TypeError: a module does not define `degree`.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    modules = {id(module): name or "the network" for name, module in model.named_modules()}
+    walk = Walk(names, modules)
+    output = model.degree(Degree(walk)).settled(None)
+    walk.require(output.form, {}, None, "the output must stay as it is")
+    eps = {name: module.eps for name, module in model.named_modules() if getattr(module, "eps", 0)}
+    return Symmetries({name: p.data.ndim for name, p in model.named_parameters()}, walk, eps)
+
+
+class Symmetries:
+    """The rescaling symmetries of a network; `str()` is a table.
+
+    Attributes:
+        names: all parameters, in the network's order.
+        equations: list of `degree.Equation` between their exponents.
+        groups: disjoint, finest sets of parameters (tuples of names) that are scale-invariant when scaled together, in
+            network order. Where such sets overlap, the first is taken, of convs rather than of norms' γ and β.
+        basis: list of {name: exponent}: every rescaling symmetry is a sum of multiples of these.
+        eps: {normalisation: its eps}, where that is not 0: there, scale invariance is only approximate.
+    """
+
+    def __init__(self, dimensions, walk, eps):
+        self.names, self.equations, self.eps = list(dimensions), walk.equations, eps
+        self._dimensions, self._removed = dimensions, walk.removed
+
+    def is_scale_invariant(self, names):
+        """Whether multiplying all parameters in `names` by the same c > 0 leaves the network as it is; exact.
+
+        Raises:
+            ValueError: a name is unknown.
+        """
+        return not self._broken(names)
+
+    @cached_property
+    def groups(self):
+        groups, taken = [], set()
+        for name in sorted(self.names, key=self._is_vector):  # convs and linear maps first
+            if name not in taken and (group := self._finest(name, taken)):
+                groups.append(tuple(n for n in self.names if n in group))
+                taken |= group
+        return sorted(groups, key=lambda group: self.names.index(group[0]))
+
+    @cached_property
+    def basis(self):
+        return _null_space([e.form for e in self.equations], self.names)
+
+    def explain(self, name):
+        """A sentence that says what `name` may be scaled with, and why, or why it may not."""
+        self._check([name])
+        group = next((g for g in self.groups if name in g), None)
+        if group is None:
+            reasons = _list(dict.fromkeys(f"{e.reason}" for e in self._broken([name])))
+            free = self._finest(name, set())
+            if free:
+                others = _list(n for n in self.names if n in free and n != name)
+                return (f"{name} is scale-invariant only together with {others}, part of which is in another group already "
+                        f"({reasons})")
+            return (f"{name} is in no scale-invariant group, because {reasons}, and no set of weights with {name} keeps that in "
+                    "balance")
+        removed = self._takers(group)
+        if group == (name,):
+            return f"{name} may be scaled alone: {removed} takes it out again"
+        places = _list(dict.fromkeys(e.reason for n in group for e in self._broken([n])))
+        return (f"{_list(group)} may only be scaled together, because {places}; their common scale is taken out by {removed}")
+
+    def __str__(self):
+        number = {name: i for i, group in enumerate(self.groups, 1) for name in group}
+        width = max(map(len, ["parameter", *self.names]))
+        lines = [f"{'parameter':{width}}  group  taken out by"]
+        for name in self.names:
+            by = self._takers(self.groups[number[name] - 1]) if name in number else "-"
+            lines.append(f"{name:{width}}  {number.get(name, '-'):>5}  {by}")
+        lines += ["", f"{len(self.groups)} scale-invariant groups; {len(self.basis)} independent rescaling symmetries in all"]
+        covered = {name for group in self.groups for name in group}
+        for vector in self.basis:
+            if not set(vector) <= covered:
+                lines.append("  " + " · ".join(f"{name}^{exponent}" for name, exponent in vector.items()))
+        if self.eps:
+            largest = max(self.eps.values())
+            lines.append(f"approximate where eps is not 0: {len(self.eps)} normalisations with eps up to {largest:g}")
+        return "\n".join(lines)
+
+    def _takers(self, group):
+        """The normalisations that take the group's scale out again."""
+        return _list(dict.fromkeys(norm for name in group for norm in self._removed.get(name, ()))) or "nothing: it has no effect"
+
+    def _is_vector(self, name):
+        """Whether it is a bias or a norm's γ or β, rather than a weight of a conv or linear map."""
+        return self._dimensions[name] < 2
+
+    def _check(self, names):
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise ValueError(f"no parameters named {unknown}; there are {self.names}")
+
+    def _broken(self, names):
+        """The equations that scaling `names` together does not satisfy."""
+        self._check(names)
+        exponents = dict.fromkeys(names, 1)
+        return [e for e in self.equations if not e.holds(exponents)]
+
+    def _finest(self, name, taken):
+        """A smallest set with `name`, without what is `taken`, that is scale-invariant together, or None."""
+        group = self._solve({name: 1, **dict.fromkeys(taken, 0)})
+        if group is None:
+            return None
+        for other in self.names:  # a part that is invariant by itself can be left out, so can its complement
+            if other in group and other != name:
+                outside = dict.fromkeys((n for n in self.names if n not in group), 0)
+                group = self._solve({**outside, name: 1, other: 0}) or group
+        return group
+
+    def _solve(self, fixed):
+        """Names of a 0/1 solution of all equations that has the `fixed` values, or None; few ones, of convs first."""
+        order = sorted(self._touching, key=self._is_vector, reverse=True)
+        stack = [(dict(fixed), list(fixed))]
+        while stack:
+            values, changed = stack.pop()
+            if not self._propagate(values, changed):
+                continue
+            free = next((name for name in order if name not in values), None)
+            if free is None:
+                return {name for name, value in values.items() if value}
+            stack.append(({**values, free: 1}, [free]))
+            stack.append(({**values, free: 0}, [free]))  # tried first
+        return None
+
+    def _propagate(self, values, changed):
+        """Add to `values` what the equations leave no choice about; False if one cannot be satisfied any more."""
+        todo = {id(e): e for name in changed for e in self._touching.get(name, ())}
+        while todo:
+            _, equation = todo.popitem()
+            known = sum(c * values[name] for name, c in equation.form.items() if name in values)
+            open_ = {name: c for name, c in equation.form.items() if name not in values}
+            low = known + sum(c for c in open_.values() if c < 0)
+            high = known + sum(c for c in open_.values() if c > 0)
+            if low > 0 or high < 0:
+                return False
+            for name, c in open_.items():
+                if low + abs(c) > 0 or high - abs(c) < 0:
+                    values[name] = int((low + abs(c) > 0) == (c < 0))
+                    todo |= {id(e): e for e in self._touching[name]}
+                    todo[id(equation)] = equation
+                    break
+        return True
+
+    @cached_property
+    def _touching(self):
+        """{name: the equations it is in}."""
+        touching = {}
+        for equation in self.equations:
+            for name in equation.form:
+                touching.setdefault(name, []).append(equation)
+        return touching
+
+
+def _list(items):
+    """"a, b and c", at most four of them spelt out."""
+    items = list(items)
+    if len(items) > 4:
+        items = [*items[:3], f"{len(items) - 3} more"]
+    return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
+
+
+def _null_space(rows, names):
+    """Basis of the solutions of Σ row[n] a_n = 0, as {name: integer} without zeros; Gauss-Jordan elimination in Fractions."""
+    pivots = {}  # name -> reduced row that has 1 there, and 0 at every other pivot
+    for row in rows:
+        row = dict(row)
+        for name in [n for n in row if n in pivots]:
+            factor = row.get(name, 0)
+            for n, c in pivots[name].items():
+                row[n] = row.get(n, 0) - factor * c
+        row = {n: c for n, c in row.items() if c}
+        if not row:
+            continue
+        pivot = next(n for n in reversed(names) if n in row)
+        row = {n: c / row[pivot] for n, c in row.items()}
+        for name, other in pivots.items():
+            if factor := other.get(pivot, 0):
+                merged = {n: other.get(n, 0) - factor * row.get(n, 0) for n in (*other, *row)}
+                pivots[name] = {n: c for n, c in merged.items() if c}
+        pivots[pivot] = row
+    basis = []
+    for free in (n for n in names if n not in pivots):
+        vector = {free: Fraction(1), **{name: -row[free] for name, row in pivots.items() if row.get(free)}}
+        scale = math.lcm(*(c.denominator for c in vector.values()))
+        basis.append({n: int(vector[n] * scale) for n in names if vector.get(n)})
+    return basis
+
+
+class Probe(NamedTuple):
+    """What `probe` measured, relative to the size of what was compared; all are 0, up to rounding, where L(cθ) = L(θ)."""
+
+    value_gap: float  # |f(cθ) - f(θ)| / |f(θ)|
+    inner_product: float  # <∇L, θ> / (|∇L| |θ|)
+    gradient_gap: float  # |c ∇L(cθ) - ∇L(θ)| / |∇L(θ)|
+
+    def is_scale_invariant(self, tolerance=1e-6):
+        """Whether none is above `tolerance`."""
+        return max(self) <= tolerance
+
+
+def probe(f, parameters, names=None, *, scales=(0.3, 1.7, 12.0)):
+    """Measure the lemma of scale invariance on any function: f(cθ) = f(θ), <∇L, θ> = 0, ∇L(cθ) = ∇L(θ) / c.
+
+    Args:
+        f: called with {name: array}; returns a number or array, or a pair of it and {name: gradient}. Without gradients
+            only the first of the three is measured, the others are 0.
+        parameters: {name: NumPy array}, float64 for a sharp answer.
+        names: which are scaled; None: all.
+        scales: the c that are tried; the worst counts. Exponents other than 1: give {name: exponent} as `names`.
+
+    Returns:
+        Probe
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    exponents = dict.fromkeys(parameters if names is None else names, 1)
+    if isinstance(names, dict):
+        exponents = names
+    unknown = sorted(set(exponents) - set(parameters))
+    if unknown:
+        raise ValueError(f"no parameters named {unknown}; there are {list(parameters)}")
+    value, gradients = _value_and_gradients(f, parameters)
+    size = _norm(gradients.values())
+    chosen = [(float(a) * gradients[n], parameters[n]) for n, a in exponents.items() if n in gradients]
+    product = abs(sum(np.sum(g * w) for g, w in chosen))
+    worst = [0.0, product / max(size * _norm(w for _, w in chosen), 1e-300), 0.0]
+    for c in scales:
+        factor = {name: c ** float(exponents.get(name, 0)) for name in parameters}
+        scaled, scaled_gradients = _value_and_gradients(f, {n: factor[n] * p for n, p in parameters.items()})
+        worst[0] = max(worst[0], _norm([scaled - value]) / max(_norm([value]), 1e-300))
+        gap = _norm(factor[n] * scaled_gradients[n] - g for n, g in gradients.items())
+        worst[2] = max(worst[2], gap / max(size, 1e-300))
+    return Probe(*map(float, worst))
+
+
+def _value_and_gradients(f, parameters):
+    result = f(parameters)
+    value, gradients = result if isinstance(result, tuple) else (result, {})
+    return np.asarray(value, dtype=float), {name: np.asarray(g, dtype=float) for name, g in gradients.items()}
+
+
+def _norm(arrays):
+    return math.sqrt(sum(float(np.sum(np.square(a))) for a in arrays))
+
+
+def loss_function(model, x, y, loss=None):
+    """The model as a function for `probe`: {name: array} -> (logits, gradients of the loss), in training mode.
+
+    Args:
+        model: its present parameters are `{name: p.data}`; each call replaces them.
+        x, y: a batch.
+        loss: `nn.CrossEntropy()` if None.
+    """
+    loss = loss or nn.CrossEntropy()
+    named = dict(model.named_parameters())
+
+    def f(parameters):
+        model.train()
+        for name, value in parameters.items():
+            named[name].data = value
+        model.zero_grad()
+        logits = model(x)
+        loss(logits, y)
+        model.backward(loss.backward())
+        return to_numpy(logits), {name: to_numpy(p.grad) for name, p in named.items()}
+
+    return f

@@ -1,0 +1,330 @@
+"""Which weights may be rescaled: what the layers' degrees say is what is measured, on random architectures."""
+
+import math
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minibn import invariance, models, nn, schedules
+from minibn.invariance import probe, symmetries
+from minibn.training import convert, fit
+
+INVARIANT, CHANGED = 1e-8, 1e-5  # measured gaps: rounding, and anything else
+
+
+class Architecture:
+    """A random network of 4-channel layers, from a hypothesis `draw`."""
+
+    def __init__(self, draw):
+        self.draw, self.rng = draw, np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        layers = [self.conv(2)]
+        for _ in range(draw(st.integers(1, 4))):
+            layers.append(draw(st.sampled_from([self.conv, self.norm, nn.ReLU, self.pool, self.residual, self.shared]))())
+        if draw(st.booleans()):
+            layers.append(self.norm())
+        if draw(st.booleans()):
+            layers.append(nn.ReLU())
+        end = draw(st.sampled_from(["pool", "flatten", "norm at the end"]))
+        layers.append(nn.Flatten() if end == "flatten" else nn.GlobalAvgPool())
+        width = 4 * self.size() ** 2 if end == "flatten" else 4
+        if end == "norm at the end":
+            layers.append(nn.LayerNorm(4, eps=0.0, affine=False, dtype="float64"))
+        if draw(st.booleans()):
+            layers.append(nn.Linear(width, 5, draw(st.booleans()), rng=self.rng, dtype="float64"))
+        self.model = nn.Sequential(*layers)
+        for _, p in self.model.named_parameters():
+            if p.data.ndim == 1:  # zeros and ones would hide what a bias does
+                p.data = self.rng.uniform(0.3, 1.5, p.data.shape) * self.rng.choice([-1, 1], p.data.shape)
+        self.x = self.rng.standard_normal((6, 4, 4, 2))
+
+    pooled = 0
+
+    def size(self):
+        return 4 // 2**self.pooled
+
+    def conv(self, inside=4):
+        kernel = self.draw(st.sampled_from([1, 3]))
+        return nn.Conv2d(inside, 4, kernel, padding=kernel // 2, bias=self.draw(st.booleans()), rng=self.rng, dtype="float64")
+
+    def norm(self):
+        make = self.draw(st.sampled_from([nn.BatchNorm, nn.LayerNorm, nn.InstanceNorm, lambda c, **kw: nn.GroupNorm(2, c, **kw)]))
+        return make(4, eps=0.0, affine=self.draw(st.booleans()), dtype="float64")
+
+    def pool(self):
+        if self.pooled:
+            return nn.MaxPool2d(1)
+        self.pooled = 1
+        return self.draw(st.sampled_from([nn.AvgPool2d, nn.MaxPool2d]))(2)
+
+    def branch(self):
+        return nn.Sequential(*(self.draw(st.sampled_from([self.conv, self.norm, nn.ReLU]))()
+                               for _ in range(self.draw(st.integers(1, 4)))))
+
+    def residual(self):
+        """The shortcut is taken before the activation, if the branch starts with one."""
+        return nn.Residual(self.branch(), self.draw(st.sampled_from([lambda: None, self.conv, self.branch]))())
+
+    def shared(self):
+        """Norm and ReLU for branch and shortcut together, as at the start of a PreResNet's stage."""
+        return nn.Sequential(self.norm(), nn.ReLU(), nn.Residual(self.branch(), self.conv()))
+
+    def measured(self, names):
+        """How much the output changes, relative to its spread over the batch, if `names` (or {name: exponent}) are scaled."""
+        f = invariance.loss_function(self.model, self.x, np.zeros(6, dtype=int))
+        parameters = {name: p.data for name, p in self.model.named_parameters()}
+        return probe(lambda p: f(p)[0], parameters, names, scales=(0.5, 1.7)).value_gap
+
+
+@st.composite
+def architectures(draw):
+    return Architecture(draw)
+
+
+@settings(max_examples=150)
+@given(architectures(), st.randoms(use_true_random=False))
+def test_static_answer_is_the_measured_one(architecture, random):
+    found = symmetries(architecture.model)
+    for group in found.groups:
+        assert found.is_scale_invariant(group)
+        assert architecture.measured(group) < INVARIANT, group
+        for name in group:  # finest: no single member may be left out, and none scaled alone
+            if len(group) > 1:
+                assert not found.is_scale_invariant([name])
+                assert not found.is_scale_invariant(set(group) - {name})
+    for vector in found.basis:
+        assert architecture.measured(vector) < INVARIANT, vector
+    for _ in range(5):
+        names = [name for name in found.names if random.random() < 0.5]
+        gap = architecture.measured(names)
+        if found.is_scale_invariant(names):
+            assert gap < INVARIANT, names
+        else:
+            assert gap > CHANGED, names
+    for name in found.names:
+        assert name in found.explain(name)
+        assert name in str(found)
+
+
+@settings(max_examples=30)
+@given(architectures())
+def test_the_basis_is_all_there_is(architecture):
+    """As many vectors as numpy's rank leaves, independent, and each solves every equation exactly."""
+    found = symmetries(architecture.model)
+    matrix = np.array([[float(e.form.get(n, 0)) for n in found.names] for e in found.equations]).reshape(-1, len(found.names))
+    assert len(found.basis) == len(found.names) - (np.linalg.matrix_rank(matrix) if len(matrix) else 0)
+    assert all(e.holds(vector) for e in found.equations for vector in found.basis)
+    if found.basis:
+        vectors = np.array([[v.get(n, 0) for n in found.names] for v in found.basis])
+        assert np.linalg.matrix_rank(vectors) == len(vectors)
+
+
+def conv(rng, inside=4, outside=4, bias=False, padding=0):
+    return nn.Conv2d(inside, outside, 1 + 2 * padding, padding=padding, bias=bias, rng=rng, dtype="float64")
+
+
+def test_a_bias_before_a_norm():
+    """BatchNorm and InstanceNorm take a bias away with the mean; LayerNorm, and a ReLU between, do not."""
+    rng = np.random.default_rng(0)
+
+    def groups(*layers):
+        return symmetries(nn.Sequential(conv(rng, bias=True), *layers)).groups
+
+    alone, together = [("0.weight",), ("0.bias",)], [("0.weight", "0.bias")]
+    batch, layer = nn.BatchNorm(4, affine=False), nn.LayerNorm(4, affine=False)
+    assert groups(batch) == alone
+    assert groups(nn.InstanceNorm(4, affine=False)) == alone
+    assert groups(nn.MaxPool2d(2), batch) == alone
+    assert groups(layer) == together
+    assert groups(nn.GroupNorm(2, 4, affine=False)) == together
+    assert groups(nn.ReLU(), batch) == together
+    assert groups(conv(rng), batch) == [*alone, ("1.weight",)]
+    assert groups(conv(rng, padding=1), batch) == [*together, ("1.weight",)]  # at the border the bias counts less
+
+
+def test_overlapping_sets_are_made_disjoint():
+    rng = np.random.default_rng(0)
+    net = nn.Sequential(conv(rng), conv(rng, bias=True), nn.LayerNorm(4, affine=False))
+    found = symmetries(net)
+    assert found.groups == [("0.weight", "1.bias")]
+    assert found.is_scale_invariant(["1.weight", "1.bias"])
+    assert "1.weight is scale-invariant only together with 1.bias, part of which is in another group" in found.explain("1.weight")
+
+
+def test_rescalings_that_are_no_scale_invariance():
+    rng = np.random.default_rng(0)
+    net = nn.Sequential(conv(rng), nn.ReLU(), conv(rng))
+    found = symmetries(net)
+    assert found.groups == []
+    assert found.basis == [{"0.weight": 1, "2.weight": -1}]
+    assert "0.weight^1 · 2.weight^-1" in str(found)
+    assert "0.weight is in no scale-invariant group, because the output must stay as it is" in found.explain("0.weight")
+
+
+@pytest.mark.parametrize(("make", "together"), [(models.resnet, False), (models.preresnet, True)])
+def test_residual_networks(make, together):
+    """Post-activation: every conv alone. Pre-activation: the convs that write into one stream together only."""
+    found = symmetries(make(14, rng=np.random.default_rng(0)))
+    convs = [name for name in found.names if "conv" in name or name in ("stem.weight", "stage2.0.sum.shortcut.weight")]
+    assert found.is_scale_invariant([name for name, d in found._dimensions.items() if d == 4])
+    assert all(found.is_scale_invariant([name]) for name in convs) != together
+    if together:
+        stream = ("stem.weight", "stage1.0.branch.conv2.weight", "stage1.1.branch.conv2.weight")
+        assert found.groups[0] == stream
+        text = found.explain("stem.weight")
+        assert text == ("stem.weight, stage1.0.branch.conv2.weight and stage1.1.branch.conv2.weight may only be scaled together, "
+                        "because stage1.0 adds two branches and stage1.1 adds two branches; their common scale is taken out by "
+                        "stage1.0.branch.norm1, stage1.1.branch.norm1 and stage2.0.norm1")
+    assert not found.is_scale_invariant(["head.weight", "head.bias"])
+
+
+def test_a_shortcut_before_the_shared_activation_breaks_it():
+    """The paper's appendix C: a PreResNet whose downsampling shortcut takes what was not yet activated."""
+    rng = np.random.default_rng(0)
+
+    def net(before):
+        branch = [conv(rng), nn.BatchNorm(4, affine=False), conv(rng)]
+        first = [nn.BatchNorm(4, affine=False), nn.ReLU()]
+        block = [nn.Residual(nn.Sequential(*first, *branch), conv(rng))] if before else [
+            *first, nn.Residual(nn.Sequential(*branch), conv(rng))]
+        return nn.Sequential(conv(rng), *block, nn.BatchNorm(4, affine=False))
+
+    for before in (False, True):
+        found = symmetries(net(before))
+        assert found.is_scale_invariant(found.names) != before
+
+
+def test_eps_is_reported():
+    text = str(symmetries(models.vgg(rng=np.random.default_rng(0))))
+    assert "approximate where eps is not 0: 4 normalisations with eps up to 1e-05" in text
+    assert "approximate" not in str(symmetries(models.vgg(eps=0.0, rng=np.random.default_rng(0))))
+
+
+def test_a_layer_of_ones_own():
+    class Scale(nn.Module):
+        def __init__(self):
+            self.weight = nn.Parameter(np.ones(()))
+
+        def degree(self, x):
+            return x.times(self.weight)
+
+    class Silent(nn.Module):
+        pass
+
+    rng = np.random.default_rng(0)
+    assert symmetries(nn.Sequential(conv(rng), Scale(), nn.BatchNorm(4, affine=False))).groups == [("0.weight",), ("1.weight",)]
+    with pytest.raises(TypeError, match=r"Silent must define degree\(x\)"):
+        symmetries(nn.Sequential(Silent()))
+
+
+def test_unknown_names():
+    found = symmetries(models.vgg(rng=np.random.default_rng(0)))
+    for ask in (lambda: found.is_scale_invariant(["nothing"]), lambda: found.explain("nothing"),
+                lambda: probe(lambda p: 0.0, {"w": np.ones(1)}, ["nothing"])):
+        with pytest.raises(ValueError, match=r"no parameters named \['nothing'\]"):
+            ask()
+
+
+def test_probe_measures_the_lemma():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((4, 4))
+
+    def rayleigh(p):  # wᵀ A w / |w|², scale-invariant
+        w = p["w"]
+        value = w @ a @ w / (w @ w)
+        return value, {"w": ((a + a.T) @ w - 2 * value * w) / (w @ w)}
+
+    parameters = {"w": rng.standard_normal(4)}
+    assert max(probe(rayleigh, parameters)) < 1e-14
+    measured = probe(lambda p: (rayleigh(p)[0] + 0.01 * p["w"] @ p["w"], rayleigh(p)[1]), parameters)
+    assert not measured.is_scale_invariant()
+    wrong_gradient = probe(lambda p: (rayleigh(p)[0], {"w": p["w"]}), parameters)
+    assert wrong_gradient.value_gap < 1e-14
+    assert wrong_gradient.inner_product > 0.1
+    assert wrong_gradient.gradient_gap > 0.1
+    assert probe(lambda p: np.linalg.norm(p["w"]), parameters).value_gap > 0.1  # a plain function, without gradients
+
+
+@pytest.mark.parametrize("make", [models.resnet, models.preresnet])
+def test_probe_on_a_whole_network(make):
+    rng = np.random.default_rng(0)
+    net = make(8, width=4, eps=0.0, in_channels=1, rng=rng, dtype="float64")
+    f = invariance.loss_function(net, rng.standard_normal((4, 8, 8, 1)), rng.integers(10, size=4))
+    parameters = {name: p.data for name, p in net.named_parameters()}
+    for group in symmetries(net).groups:
+        assert max(probe(f, parameters, group)) < 1e-8, group
+    assert not probe(f, parameters, ["head.weight"]).is_scale_invariant()
+
+
+# ---- training.convert ----
+
+
+def test_convert_says_which_and_why():
+    net = models.preresnet(8, eps=0.0, in_channels=1, rng=np.random.default_rng(0))
+    conversion = convert(net, schedules.constant(0.1, momentum=0.9, weight_decay=5e-3))
+    assert set(conversion.optimizers) == {"invariant", "rest"}
+    trained = [p for sgd in conversion.optimizers.values() for p in sgd.parameters]
+    assert {id(p) for p in trained} == {id(p) for p in net.parameters()}
+    assert len(trained) == len(net.parameters())
+    assert "stem.weight" in conversion.names
+    assert "head.weight: head.weight is in no scale-invariant group" in str(conversion)
+    grown = list(islice(conversion.optimizers["invariant"].schedule, 50))
+    kept = list(islice(conversion.optimizers["rest"].schedule, 50))
+    assert {s.weight_decay for s in grown} == {0.0}
+    assert grown[-1].lr > grown[0].lr
+    assert {(s.lr, s.weight_decay) for s in kept} == {(0.1, 5e-3)}
+
+
+def test_convert_refuses_what_is_not_invariant():
+    net = models.preresnet(8, rng=np.random.default_rng(0))
+    schedule = schedules.constant(0.1, weight_decay=5e-3)
+    with pytest.raises(ValueError, match=r"cannot be removed from \['stem.weight'\], which are not scale-invariant together: "
+                                         r"stem.weight and stage1.0.branch.conv2.weight may only be scaled together"):
+        convert(net, schedule, ["stem.weight"])
+    with pytest.raises(ValueError, match="the network has no scale-invariant parameters"):
+        convert(nn.Sequential(nn.Linear(3, 2, rng=np.random.default_rng(0))), schedule)
+
+
+NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm,
+         "group": lambda c, **kw: nn.GroupNorm(2, c, **kw)}
+NETWORKS = {
+    "vgg": lambda **kw: models.vgg((6, "M", 8), in_channels=1, **kw),
+    "resnet": lambda **kw: models.resnet(8, width=4, in_channels=1, **kw),
+    "preresnet": lambda **kw: models.preresnet(8, width=4, in_channels=1, **kw),
+}
+
+
+def usual_schedule():
+    decay = schedules.step_decay(0.05, [200], momentum=0.9, weight_decay=5e-3)
+    return schedules.warmup(40, decay)
+
+
+def trained(network, norm, form, eps=0.0, steps=300):
+    """History of `steps` steps with weight decay ("usual") or "converted"; all parameters trained."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((32, 8, 8, 1)), rng.integers(10, size=32)
+    net = NETWORKS[network](norm=NORMS[norm], eps=eps, rng=rng, dtype="float64")
+    optimizers = convert(net, usual_schedule()).optimizers
+    if form == "usual":
+        optimizers = {name: type(sgd)(sgd.parameters, usual_schedule()) for name, sgd in optimizers.items()}
+    return fit(net, optimizers, x, y, epochs=math.ceil(steps / 2), batch_size=16, rng=np.random.default_rng(1), progress=False)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_whole_networks_train_in_the_same_way(network, norm):
+    """The theorem on real layers: affine parameters and the head trained too, 300 steps, losses within 1e-8."""
+    usual, converted = (trained(network, norm, form) for form in ("usual", "converted"))
+    assert np.abs(usual["loss"] - converted["loss"]).max() < 1e-8
+    assert usual["loss"][-1] < 0.5 * usual["loss"][0]
+    assert converted["norm/invariant"][-1] > 1.2 * usual["norm/invariant"][-1]
+
+
+def test_eps_breaks_the_equivalence():
+    gaps = []
+    for eps in (0.0, 1e-9, 1e-5):
+        usual, converted = (trained("preresnet", "batch", form, eps, steps=100) for form in ("usual", "converted"))
+        gaps.append(np.abs(usual["loss"] - converted["loss"]).max())
+    assert gaps[0] < 1e-10 < gaps[1] < gaps[2]
