@@ -19,7 +19,8 @@ from minibn.degree import Degree, Walk
 def symmetries(model):
     """All rescalings `p -> c**a_p p`, c > 0, of parameters that leave the model's output unchanged -> `Symmetries`.
 
-    Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all.
+    Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all. What is found is exact. What is not
+    found are coincidences, such as BatchNorm(x + BatchNorm(x)) = BatchNorm(x), and weights that have no effect at all.
 
     Raises:
         TypeError: a module does not define `degree`.
@@ -87,7 +88,8 @@ class Symmetries:
         if group == (name,):
             return f"{name} may be scaled alone: {removed} takes it out again"
         places = _list(dict.fromkeys(e.reason for n in group for e in self._broken([n])))
-        return (f"{_list(group)} may only be scaled together, because {places}; their common scale is taken out by {removed}")
+        members = _list([name, *(n for n in group if n != name)])
+        return (f"{members} may only be scaled together, because {places}; their common scale is taken out by {removed}")
 
     def __str__(self):
         number = {name: i for i, group in enumerate(self.groups, 1) for name in group}
