@@ -6,8 +6,13 @@ import numpy as np
 
 
 class History:
-    """Columns of equal length: "step", "loss", "accuracy", and for each group of weights "lr/NAME" (η of the step),
-    "norm/NAME" (|w| after it) and "effective_lr/NAME" (η / |w|², van Laarhoven 2017; |w| before the step).
+    """Columns of equal length: "step", "loss", "accuracy", and for each group of weights
+
+        lr/NAME                 η of the step
+        norm/NAME               |w| after it
+        effective_lr/NAME       η / |w|², |w| before it (van Laarhoven, 2017)
+        angle/NAME              by how many radians it turned w
+        predicted_angle/NAME    sqrt(2ηλ / (1+γ)), what that is in equilibrium (`minibn.monitor`); NaN without weight decay
 
     Example:
         >>> history = History()

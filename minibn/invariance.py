@@ -19,8 +19,8 @@ from minibn.degree import Degree, Walk
 def symmetries(model):
     """All rescalings `p -> c**a_p p`, c > 0, of parameters that leave the model's output unchanged -> `Symmetries`.
 
-    Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all. What is found is exact. What is not
-    found are coincidences, such as BatchNorm(x + BatchNorm(x)) = BatchNorm(x), and weights that have no effect at all.
+    Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all. What is found is exact. What
+    is not found are coincidences, such as BatchNorm(x + BatchNorm(x)) = BatchNorm(x), and weights without any effect.
 
     Raises:
         TypeError: a module does not define `degree`.

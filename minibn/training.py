@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minibn import backend, checkpoint, data, nn
+from minibn import backend, checkpoint, data, monitor, nn
 from minibn.backend import array_namespace
 from minibn.equivalence import remove_weight_decay
 from minibn.history import History
@@ -113,14 +113,13 @@ def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_las
         history, saved = _restore(path, model, optimizers, rng), path
     model.train()
     step = len(history)
-    norms = {name: backend.norm([p.data for p in sgd.parameters]) for name, sgd in optimizers.items()}
     with backend.threads(threads), tqdm(total=last, initial=step, desc=description, disable=not progress) as bar:
         while step < last:
             start_of_epoch = rng.bit_generator.state
             epoch = data.batches(x, y, batch_size, rng=rng, drop_last=drop_last)
             done = step % per_epoch
             for batch_x, batch_y in islice(epoch, done, min(per_epoch, done + last - step)):
-                row = _train_step(model, loss, optimizers, batch_x, batch_y, step, norms, saved)
+                row = _train_step(model, loss, optimizers, batch_x, batch_y, step, saved)
                 history.append(row)
                 step += 1
                 _show(bar, row)
@@ -130,8 +129,8 @@ def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_las
     return history
 
 
-def _train_step(model, loss, optimizers, x, y, step, norms, saved):
-    """One update of every group; returns the row of the History and leaves the new norms in `norms`."""
+def _train_step(model, loss, optimizers, x, y, step, saved):
+    """One update of every group; returns the row of the History."""
     logits = model(x)
     row = {"step": step, "loss": loss(logits, y), "accuracy": _accuracy(logits, y)}
     if not np.isfinite(row["loss"]):
@@ -140,13 +139,16 @@ def _train_step(model, loss, optimizers, x, y, step, norms, saved):
         sgd.zero_grad()
     model.backward(loss.backward())
     for name, sgd in optimizers.items():
+        before = [p.data for p in sgd.parameters]
         update = sgd.step()
-        before = norms[name] * update.rescale
-        norms[name] = backend.norm([p.data for p in sgd.parameters])
-        if not np.isfinite(norms[name]):
+        after = [p.data for p in sgd.parameters]
+        norm = backend.norm(after)
+        if not np.isfinite(norm):
             raise _divergence("a weight is not finite", step, {name: sgd}, saved)
-        row |= {f"lr/{name}": update.lr, f"norm/{name}": norms[name],
-                f"effective_lr/{name}": update.lr / before**2 if before else np.inf}
+        row |= {f"lr/{name}": update.lr, f"norm/{name}": norm,
+                f"effective_lr/{name}": monitor.effective_lr(update, before) / update.rescale**2,
+                f"angle/{name}": monitor.angular_update(before, after),
+                f"predicted_angle/{name}": monitor.predicted_angle_of(update)}
     return row
 
 

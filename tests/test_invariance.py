@@ -365,6 +365,6 @@ def test_how_the_gap_grows_with_eps():
         print(f"eps = {eps:<6g} largest gap between the losses of 100 steps: {gaps[eps]:.0e}")
     assert list(gaps.values()) == sorted(gaps.values())
     assert gaps[0.0] < 1e-13
-    for eps in (1e-12, 1e-9, 1e-7):
+    for eps in (1e-12, 1e-9, 1e-7, 1e-5):
         assert 0.01 * eps < gaps[eps] < 100 * eps
-    assert 1e-5 < gaps[1e-5] < gaps[1e-3] < 1
+    assert gaps[1e-3] > 1e-4

@@ -1,0 +1,84 @@
+"""Effective learning rate, angular update, and the equilibrium that weight decay leads them to: predicted and measured.
+
+For scale-invariant weights only the direction w/|w| matters. A gradient step turns it and, being orthogonal to w, makes w
+longer; weight decay makes it shorter; in time the two balance (van Laarhoven, 2017; Li, Lyu & Arora, 2020; Wan et al., 2021,
+*Spherical Motion Dynamics*). With lr η, momentum γ, weight decay λ, and G the mean square of the gradient at |w| = 1,
+
+    d|w|⁴/dt = -4 ηλ/(1-γ) |w|⁴ + 2 (η/(1-γ))² G
+
+so `|w|⁴ -> ηG / (2λ(1-γ))`, within a time (1-γ) / (4ηλ), and from then on w turns by `sqrt(2ηλ / (1+γ))` a step. These hold for
+ηλ well below (1 - √γ)² and gradients that are not correlated from step to step.
+"""
+
+import math
+
+from minibn import backend
+
+
+def effective_lr(step, weights):
+    """`η / |w|²`: the learning rate with which w/|w| moves (van Laarhoven, 2017; Hoffer et al., 2018).
+
+    Momentum multiplies the total effect of a gradient by 1/(1-γ): divide by 1-γ to compare runs of different momentum.
+
+    Args:
+        step: `Step`.
+        weights: a list of arrays, the weights that are scale-invariant together.
+
+    Returns:
+        float; infinite for weights that are zero.
+    """
+    square = backend.norm(weights) ** 2
+    return step.lr / square if square else math.inf
+
+
+def angular_update(before, after):
+    """Angle in radians between two lists of arrays, as one vector each: by how much a step turned the weights.
+
+        2 atan2(|u - v|, |u + v|),   u, v the unit vectors
+
+    which is accurate for the smallest angles, where arccos is not (Kahan). 0 if either is zero.
+    """
+    p, q = backend.norm(before), backend.norm(after)
+    if not p or not q:
+        return 0.0
+    difference = backend.norm([x / p - y / q for x, y in zip(before, after, strict=True)])
+    total = backend.norm([x / p + y / q for x, y in zip(before, after, strict=True)])
+    return 2 * math.atan2(difference, total)
+
+
+def predicted_angular_update(lr, momentum, weight_decay):
+    """`sqrt(2ηλ / (1+γ))` radians a step in equilibrium (Wan et al., 2021)."""
+    _check(lr, momentum, weight_decay)
+    return math.sqrt(2 * lr * weight_decay / (1 + momentum))
+
+
+def predicted_angle_of(step):
+    """`predicted_angular_update` for a heavy-ball `Step` with weight decay; NaN for any other, which has no such equilibrium."""
+    if not step.weight_decay or step.lookahead or step.shrink or step.momentum >= 1:
+        return math.nan
+    return predicted_angular_update(step.lr, step.momentum, step.weight_decay)
+
+
+def predicted_norm(lr, momentum, weight_decay, gradient_square):
+    """`|w| = (ηG / (2λ(1-γ)))^(1/4)` in equilibrium; G = `gradient_square` = mean of |∇L|² |w|², the same at every |w|.
+
+    Raises:
+        ValueError: weight decay is 0 (the norm then grows for ever), or a number is out of range.
+    """
+    _check(lr, momentum, weight_decay)
+    if not weight_decay:
+        raise ValueError("without weight decay there is no equilibrium: the norm grows for ever")
+    return (lr * gradient_square / (2 * weight_decay * (1 - momentum))) ** 0.25
+
+
+def time_to_equilibrium(lr, momentum, weight_decay):
+    """`(1-γ) / (4ηλ)` steps, in which the distance of |w|⁴ from its equilibrium falls by a factor e; infinite if ηλ = 0."""
+    _check(lr, momentum, weight_decay)
+    product = lr * weight_decay
+    return (1 - momentum) / (4 * product) if product else math.inf
+
+
+def _check(lr, momentum, weight_decay):
+    if not (lr >= 0 and 0 <= momentum < 1 and weight_decay >= 0):
+        raise ValueError(f"needs lr and weight decay of at least 0 and momentum from 0 to below 1; got lr={lr}, "
+                         f"momentum={momentum}, weight_decay={weight_decay}")

@@ -1,0 +1,124 @@
+"""Equilibrium and fixed-rate convergence: what the theory predicts is what is measured."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minibn import data, models, monitor, nn, schedules
+from minibn.convergence import fixed_rate
+from minibn.optim import SGD, Step
+from minibn.training import convert, fit
+
+
+class RandomGradients:
+    """Gradients of independent random directions, orthogonal to w, of size 1/|w|: a scale-invariant loss that is all noise."""
+
+    def __init__(self, lr, momentum, weight_decay, dim=50, norm=None, seed=0):
+        self.rng = np.random.default_rng(seed)
+        w = self.rng.standard_normal(dim)
+        self.parameter = nn.Parameter(w if norm is None else w * norm / np.linalg.norm(w))
+        self.sgd = SGD([self.parameter], schedules.constant(lr, momentum=momentum, weight_decay=weight_decay))
+        self.mean_square = dim - 1  # G
+
+    def run(self, steps):
+        """|w| and the angle of each step."""
+        norms, angles = np.empty((2, steps))
+        for t in range(steps):
+            w = self.parameter.data
+            norm = np.linalg.norm(w)
+            xi = self.rng.standard_normal(w.shape)
+            self.parameter.grad = (xi - (xi @ w) * w / norm**2) / norm
+            self.sgd.step()
+            norms[t], angles[t] = norm, monitor.angular_update([w], [self.parameter.data])
+        return norms, angles
+
+
+@pytest.mark.parametrize(("lr", "momentum", "weight_decay"), [(0.1, 0.0, 0.01), (0.1, 0.9, 1e-3), (0.01, 0.5, 0.05)])
+def test_equilibrium(lr, momentum, weight_decay):
+    setting = lr, momentum, weight_decay
+    run = RandomGradients(*setting)
+    steps = int(40 * monitor.time_to_equilibrium(*setting))
+    norms, angles = run.run(steps)
+    norms, angles = norms[steps // 4 :], angles[steps // 4 :]
+    assert np.mean(norms**4) ** 0.25 == pytest.approx(monitor.predicted_norm(*setting, run.mean_square), rel=0.02)
+    assert np.sqrt(np.mean(angles**2)) == pytest.approx(monitor.predicted_angular_update(*setting), rel=0.02)
+
+
+def test_time_to_equilibrium():
+    """The distance of |w|⁴ from its equilibrium falls by e in the predicted time: from 16 times it, mean of 20 runs."""
+    setting = 0.1, 0.5, 2e-3
+    time = int(monitor.time_to_equilibrium(*setting))
+    equilibrium = monitor.predicted_norm(*setting, 49)
+    quartic = np.mean([RandomGradients(*setting, norm=2 * equilibrium, seed=s).run(2 * time)[0] ** 4 for s in range(20)], axis=0)
+    distance = quartic / equilibrium**4 - 1
+    assert distance[0] == pytest.approx(15)
+    assert distance[0] / distance[time] == pytest.approx(math.e, rel=0.1)
+    assert distance[time] / distance[-1] == pytest.approx(math.e, rel=0.15)
+
+
+@given(st.floats(1e-12, math.pi), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_angular_update_is_accurate_for_the_smallest_angles(angle, p, q):
+    u, v = [p, 0.0], [q * math.cos(angle), q * math.sin(angle)]
+    measured = monitor.angular_update([np.array(u[:1]), np.array(u[1:])], [np.array(v[:1]), np.array(v[1:])])
+    assert measured == pytest.approx(angle, rel=1e-3, abs=1e-15)
+
+
+def test_small_cases():
+    assert monitor.effective_lr(Step(0.1), [np.array([3.0]), np.array([4.0])]) == pytest.approx(0.1 / 25)
+    assert monitor.effective_lr(Step(0.1), [np.zeros(2)]) == math.inf
+    assert monitor.angular_update([np.zeros(2)], [np.ones(2)]) == 0.0
+    assert monitor.time_to_equilibrium(0.1, 0.9, 0.0) == math.inf
+    assert math.isnan(monitor.predicted_angle_of(Step(0.1, 0.9)))
+    assert monitor.predicted_angle_of(Step(0.1, 0.9, 5e-4)) == monitor.predicted_angular_update(0.1, 0.9, 5e-4)
+    with pytest.raises(ValueError, match="without weight decay there is no equilibrium"):
+        monitor.predicted_norm(0.1, 0.9, 0.0, 1.0)
+    with pytest.raises(ValueError, match="momentum from 0 to below 1; got lr=0.1, momentum=1.0"):
+        monitor.time_to_equilibrium(0.1, 1.0, 0.1)
+
+
+def test_history_has_measured_next_to_predicted_on_a_real_network():
+    """In equilibrium a network on digits turns by the predicted angle; its converted run turns alike, without weight decay."""
+    digits, lr, decay = data.digits("float64"), 0.05, 0.02
+    histories = []
+    for converted in (False, True):
+        net = models.vgg((6, "M", 8), in_channels=1, eps=0.0, rng=np.random.default_rng(0), dtype="float64")
+        optimizers = convert(net, schedules.constant(lr, momentum=0.9, weight_decay=decay), ["conv1.weight"]).optimizers
+        if not converted:
+            optimizers = {k: SGD(s.parameters, schedules.constant(lr, momentum=0.9, weight_decay=decay))
+                          for k, s in optimizers.items()}
+        histories.append(fit(net, optimizers, digits.x_train[:320], digits.y_train[:320], epochs=30, batch_size=16,
+                             rng=np.random.default_rng(1), progress=False))
+    usual, grown = histories
+    measured, predicted = usual["angle/invariant"][200:], usual["predicted_angle/invariant"][200:]
+    assert 0.8 < np.sqrt(np.mean(measured**2)) / predicted[0] < 1.25
+    np.testing.assert_allclose(usual["angle/invariant"][:100], grown["angle/invariant"][:100], rtol=1e-6)
+    assert np.all(np.isnan(grown["predicted_angle/invariant"]))
+
+
+# ---- section 4: fixed learning rate without weight decay ----
+
+
+def test_any_fixed_rate_converges_at_least_as_fast_as_one_over_root_t():
+    """Learning rates over six decades: slope of log min |∇L| over log T at most -1/2, and |w|² grows by η²|∇L|² a step."""
+    result = fixed_rate(np.logspace(-3, 3, 7), 100_000, rng=np.random.default_rng(0))
+    assert np.all(result.slopes < -0.5)
+    assert np.all(np.diff(result.norm, axis=1) >= 0)
+    assert np.all(result.smallest_gradient[:, -1] < 0.02 * result.smallest_gradient[:, 0])
+    assert result.norm[-1, -1] > 100 * result.norm[0, -1]  # auto-tuning: the larger the lr, the longer the weights
+
+
+def test_a_scale_dependent_loss_does_not_converge_at_every_rate():
+    """The control: plain gradient descent on wᵀAw/2 diverges above 2 over the largest eigenvalue."""
+    w = np.ones(2)
+    for _ in range(100):
+        w = w - 10.0 * np.array([0.01, 1.0]) * w
+    assert np.linalg.norm(w) > 1e10
+
+
+@pytest.mark.parametrize(("rates", "steps"), [([0.0], 100), ([-1.0], 100), ([math.inf], 100), ([0.1], 99)])
+def test_bad_arguments_of_fixed_rate(rates, steps):
+    with pytest.raises(ValueError, match="finite rates above 0, at least 100 steps"):
+        fixed_rate(rates, steps, rng=np.random.default_rng(0))
