@@ -1,34 +1,136 @@
-"""Command line: `python -m minibn`, or `minibn`."""
+"""Command line, `minibn` or `python -m minibn`: the headline experiment, `minibn convert` and `minibn symmetries`."""
 
 import argparse
 import math
+import os
 import sys
+from contextlib import nullcontext
+from functools import partial
+from itertools import islice
 
-from minibn import data, headline
+import numpy as np
+
+from minibn import data, headline, models, nn, schedules
+from minibn.equivalence import add_weight_decay, remove_weight_decay
+from minibn.invariance import symmetries
+
+NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm, "group": partial(nn.GroupNorm, 4)}
 
 
 def main(arguments=None):
-    """Run the headline experiment; returns the exit status: 0 the same run, 1 not the same run, 2 bad flags."""
-    parser = argparse.ArgumentParser(prog="minibn", description=headline.__doc__.partition("\n\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """Run a command; returns the exit status: 0 done, 1 the headline's runs differ, 2 bad flags or input."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["convert"]:
+        command, parser = convert, _convert_flags()
+    elif arguments[:1] == ["symmetries"]:
+        command, parser = show_symmetries, _symmetries_flags()
+    else:
+        command, parser = train, _train_flags()
+    flags = vars(parser.parse_args(arguments if command is train else arguments[1:]))
+    try:
+        return command(**flags)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, ArithmeticError, OSError) as error:
+        parser.exit(2, f"minibn: {error}\n")
+
+
+def train(output, quiet, **settings):
+    """Train one network twice, with weight decay and with the converted schedule, and compare."""
+    return 0 if headline.run(headline.Settings(**settings), output, progress=not quiet) else 1
+
+
+def convert(read, steps, schedule, lr, momentum, weight_decay, milestones, factor, final, growth, warmup, nesterov, decoupled,
+            to_weight_decay, no_rescale):
+    """Write a schedule without weight decay, or with another, as CSV."""
+    if read is None and steps is None:
+        raise ValueError("convert needs --steps, how many steps to write, or --read, a file of steps")
+    with nullcontext(sys.stdin) if read in (None, "-") else open(read, newline="", encoding="utf-8") as file:
+        if read is not None:
+            stream = schedules.read_csv(file)
+        else:
+            usual = {"momentum": momentum, "weight_decay": weight_decay}
+            stream = {"constant": lambda: schedules.constant(lr, **usual),
+                      "step": lambda: schedules.step_decay(lr, milestones, factor, **usual),
+                      "cosine": lambda: schedules.cosine(lr, steps, final, **usual),
+                      "exponential": lambda: schedules.exponential(lr, growth, **usual)}[schedule]()
+            stream = schedules.warmup(warmup, stream)
+        if decoupled:
+            stream = schedules.decoupled(stream)
+        if nesterov:
+            stream = schedules.nesterov(stream)
+        converted = remove_weight_decay(stream, band=None if no_rescale else 2.0**32)
+        if to_weight_decay is not None:
+            converted = add_weight_decay(converted, to_weight_decay)
+        schedules.write_csv(islice(converted, steps), sys.stdout)
+        sys.stdout.flush()
+    return 0
+
+
+def show_symmetries(model, depth, norm, no_affine, explain):
+    """Print which weights of a model may be rescaled, or explain one."""
+    sizes = {"depth": depth} if depth else {}
+    if sizes and model not in ("resnet", "preresnet"):
+        raise ValueError(f"--depth is for resnet and preresnet, not {model}")
+    network = getattr(models, model)(norm=NORMS[norm], affine=not no_affine, eps=0.0, rng=np.random.default_rng(0), **sizes)
+    found = symmetries(network)
+    print(found.explain(explain) if explain else found)
+    sys.stdout.flush()
+    return 0
+
+
+def _parser(command, name, **options):
+    return argparse.ArgumentParser(prog=name, description=command.__doc__,
+                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+
+def _train_flags():
+    parser = _parser(train, "minibn", epilog="other commands: minibn convert, minibn symmetries; each has --help")
     default = headline.Settings()
     parser.add_argument("--depth", type=_depth, default=default.depth, help="layers of the PreResNet, 6n + 2")
     parser.add_argument("--epochs", type=_between(int, 1), default=default.epochs, help="passes through the 1,437 images")
     parser.add_argument("--batch", type=_between(int, 2, data.TRAIN_IMAGES), default=default.batch, help="images a step")
-    parser.add_argument("--lr", type=_between(float, 0), default=default.lr, help="highest learning rate with weight decay")
-    parser.add_argument("--momentum", type=_between(float, 0, math.nextafter(1, 0)), default=default.momentum, help=" ")
-    parser.add_argument("--weight-decay", type=_between(float, 0), default=default.weight_decay, help=" ")
+    _sgd_flags(parser, default.lr, default.momentum, default.weight_decay)
     parser.add_argument("--seed", type=_between(int, 0), default=default.seed, help="of the weights and the shuffling")
-    parser.add_argument("--dtype", choices=list(headline.TOLERANCE), default=default.dtype, help=" ")
+    parser.add_argument("--dtype", choices=list(headline.TOLERANCE), default=default.dtype, help="of all numbers")
     parser.add_argument("--output", default="results", help="folder for the figure and the CSV files")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    flags = vars(parser.parse_args(arguments))
-    folder, quiet = flags.pop("output"), flags.pop("quiet")
-    try:
-        same = headline.run(headline.Settings(**flags), folder, progress=not quiet)
-    except (ValueError, ArithmeticError, OSError) as error:
-        parser.exit(2, f"minibn: {error}\n")
-    return 0 if same else 1
+    return parser
+
+
+def _convert_flags():
+    parser = _parser(convert, "minibn convert")
+    _sgd_flags(parser, 0.1, 0.9, 5e-4)
+    parser.add_argument("--schedule", choices=["constant", "step", "cosine", "exponential"], default="constant", help="of lr")
+    parser.add_argument("--steps", type=_between(int, 1), help="how many steps to write; cosine ends there")
+    parser.add_argument("--milestones", type=_between(int, 0), nargs="+", default=[], help="steps at which `step` drops lr")
+    parser.add_argument("--factor", type=_between(float, 0), default=0.1, help="by which `step` multiplies lr")
+    parser.add_argument("--final", type=_between(float, 0), default=0.0, help="last lr of `cosine`")
+    parser.add_argument("--growth", type=_between(float, 0), default=1.0, help="of `exponential`, each step")
+    parser.add_argument("--warmup", type=_between(int, 0), default=0, help="steps of linear warm-up")
+    parser.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
+    parser.add_argument("--decoupled", action="store_true", help="decoupled weight decay (SGDW)")
+    parser.add_argument("--read", metavar="FILE", help="take the steps from this CSV file (-: standard input) instead")
+    parser.add_argument("--to-weight-decay", type=_between(float, 0), help="give the result this weight decay instead of none")
+    parser.add_argument("--no-rescale", action="store_true", help="let lr grow out of float range")
+    return parser
+
+
+def _symmetries_flags():
+    parser = _parser(show_symmetries, "minibn symmetries")
+    parser.add_argument("model", choices=["mlp", "vgg", "resnet", "preresnet"], help="network")
+    parser.add_argument("--depth", type=_depth, help="layers of a resnet or preresnet, 6n + 2")
+    parser.add_argument("--norm", choices=list(NORMS), default="batch", help="normalisation")
+    parser.add_argument("--no-affine", action="store_true", help="normalisations without γ and β")
+    parser.add_argument("--explain", metavar="PARAMETER", help="say in a sentence what this one may be scaled with")
+    return parser
+
+
+def _sgd_flags(parser, lr, momentum, weight_decay):
+    parser.add_argument("--lr", type=_between(float, 0), default=lr, help="highest learning rate with weight decay")
+    parser.add_argument("--momentum", type=_between(float, 0, math.nextafter(1, 0)), default=momentum, help="below 1")
+    parser.add_argument("--weight-decay", type=_between(float, 0), default=weight_decay, help="L2, as PyTorch's SGD has it")
 
 
 def _between(kind, low, high=math.inf):

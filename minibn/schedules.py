@@ -1,13 +1,14 @@
-"""Schedules: streams of `Step`.
+"""Schedules: streams of `Step`, as functions and as CSV.
 
 One function a schedule, the formula first. All are endless, so none needs to know how long training is; steps are counted
 from t = 0. Arguments are checked at the call, not at the first step. Momentum γ and weight decay λ stay constant.
 A schedule is read once: make one for each SGD.
 """
 
+import csv
 import math
 from bisect import bisect_right
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import count, repeat
 
 from minibn.optim import Step
@@ -155,6 +156,55 @@ def decoupled(schedule):
             raise ValueError(f"decoupled: step {t} already has shrink={s.shrink}, lookahead={s.lookahead}; "
                              "give a heavy-ball schedule with L2 weight decay")
         yield replace(s, weight_decay=0.0, shrink=s.lr * s.weight_decay)
+
+
+COLUMNS = ("step", "lr", "momentum", "kick", "rescale", "log10_lr", "weight_decay", "lookahead", "shrink")
+
+
+def write_csv(schedule, file):
+    """Write a header and a line for each Step to an open text file; all digits, so `read_csv` gives the same bits.
+
+    The column "log10_lr" is the logarithm of the learning rate that a schedule without `rescale` would have, which may be
+    far beyond float range: `log10(lr) - 2 log10(product of all rescales so far)`; -inf where lr = 0.
+    """
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    exponent = 0  # of the product of rescales, powers of two
+    for t, s in enumerate(schedule):
+        exponent += math.frexp(s.rescale)[1] - 1
+        log = math.log10(s.lr) - 2 * exponent * math.log10(2) if s.lr else -math.inf
+        row = {"step": t, "log10_lr": log, **{field.name: getattr(s, field.name) for field in fields(s)}}
+        writer.writerow([row[name] for name in COLUMNS])
+
+
+def read_csv(file):
+    """The schedule in an open text file (or any iterable of lines): a header, then one Step a line; read as it is used.
+
+    Columns are the fields of `Step`, in any order; "lr" must be there, others have their defaults. "step" and "log10_lr", as
+    `write_csv` adds them, are not read.
+
+    Raises:
+        ValueError: the header has no "lr" or a column that is not one of Step, or a line is cut short, not numbers, or not
+            a Step; with the number of the line.
+    """
+    known = {field.name for field in fields(Step)}
+    reader = csv.reader(file)
+    names = [name.strip() for name in next(reader, [])]
+    unknown = [name for name in names if name not in known | {"step", "log10_lr"}]
+    if "lr" not in names or unknown or len(set(names)) < len(names):
+        raise ValueError("the first line of a schedule must name its columns, lr and any of "
+                         f"{sorted(known - {'lr'})}; got {names}")
+
+    def steps():
+        for row in reader:
+            try:
+                numbers = {name: float(text) for name, text in zip(names, row, strict=True) if name in known}
+                yield Step(**numbers)
+            except ValueError as error:
+                raise ValueError(f"line {reader.line_num} of the schedule, {','.join(row)!r}, is not a Step with the columns "
+                                 f"{names}: {error}") from error
+
+    return steps()
 
 
 def _step(lr, momentum, weight_decay):

@@ -8,7 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minibn import data, invariance, models, nn, schedules
+from minibn.equivalence import frame_after, remove_weight_decay
 from minibn.invariance import probe, symmetries
+from minibn.optim import SGD
 from minibn.training import convert, fit
 
 INVARIANT, CHANGED = 1e-8, 1e-5  # measured gaps: rounding, and anything else
@@ -332,16 +334,16 @@ def usual_schedule():
     return schedules.warmup(40, decay)
 
 
-def trained(network, norm, form, eps=0.0, steps=300):
+def trained(network, norm, form, eps=0.0, steps=300, band=2.0**32):
     """History of `steps` steps with weight decay ("usual") or "converted"; all parameters trained."""
     rng, digits = np.random.default_rng(0), data.digits("float64")
     x = digits.x_train[:64]
     if norm == "instance":
         x = np.kron(x, np.ones((1, 2, 2, 1)))  # 16 x 16: normalising over the last stage's 2 x 2 pixels magnifies rounding
     net = NETWORKS[network](norm=NORMS[norm], eps=eps, rng=rng, dtype="float64")
-    optimizers = convert(net, usual_schedule()).optimizers
+    optimizers = convert(net, usual_schedule(), band=band).optimizers
     if form == "usual":
-        optimizers = {name: type(sgd)(sgd.parameters, usual_schedule()) for name, sgd in optimizers.items()}
+        optimizers = {name: SGD(sgd.parameters, usual_schedule()) for name, sgd in optimizers.items()}
     return fit(net, optimizers, x, digits.y_train[:64], epochs=steps // 2, batch_size=32, rng=np.random.default_rng(1),
                progress=False)
 
@@ -354,6 +356,38 @@ def test_whole_networks_train_in_the_same_way(network, norm):
     assert np.abs(usual["loss"] - converted["loss"]).max() < 1e-8
     assert usual["loss"][-1] < 0.97 * usual["loss"][0]
     assert converted["norm/invariant"][-1] > 1.2 * usual["norm/invariant"][-1]
+
+
+def test_rescaling_changes_no_bit_of_a_network():
+    plain, often = (trained("preresnet", "batch", "converted", band=band, steps=100) for band in (None, 1.01))
+    assert plain["norm/invariant"][-1] != often["norm/invariant"][-1]
+    np.testing.assert_array_equal(plain["loss"], often["loss"])
+
+
+@pytest.mark.parametrize("to_converted", [True, False])
+def test_a_network_switches_form_in_mid_run(to_converted):
+    """150 steps in one form, its state through the frame, 150 in the other: the losses of the unbroken run."""
+    whole = trained("preresnet", "batch", "usual")
+    digits = data.digits("float64")
+    net = NETWORKS["preresnet"](norm=nn.BatchNorm, eps=0.0, rng=np.random.default_rng(0), dtype="float64")
+    frame = frame_after(usual_schedule(), 150)
+    rng, losses = np.random.default_rng(1), []
+    optimizers = convert(net, usual_schedule()).optimizers
+    if to_converted:
+        optimizers = {name: SGD(sgd.parameters, usual_schedule()) for name, sgd in optimizers.items()}
+    for half in range(2):
+        losses.append(fit(net, optimizers, digits.x_train[:64], digits.y_train[:64], epochs=75, batch_size=32, rng=rng,
+                          progress=False)["loss"])
+        if half == 0:
+            carry = frame.remove if to_converted else frame.add
+            rest = islice(usual_schedule(), 150, None)
+            later = {"invariant": remove_weight_decay(rest, frame=frame) if to_converted else rest,
+                     "rest": islice(usual_schedule(), 150, None)}
+            old, optimizers = optimizers, {name: SGD(sgd.parameters, later[name]) for name, sgd in optimizers.items()}
+            optimizers["rest"].velocity = old["rest"].velocity
+            for i, (p, v) in enumerate(zip(old["invariant"].parameters, old["invariant"].velocity, strict=True)):
+                p.data, optimizers["invariant"].velocity[i] = carry(p.data, v)
+    np.testing.assert_allclose(np.concatenate(losses), whole["loss"], rtol=0, atol=1e-8)
 
 
 def test_how_the_gap_grows_with_eps():

@@ -102,7 +102,7 @@ def test_history_has_measured_next_to_predicted_on_a_real_network():
 
 
 def test_any_fixed_rate_converges_at_least_as_fast_as_one_over_root_t():
-    """Learning rates over six decades: slope of log min |∇L| over log T at most -1/2, and |w|² grows by η²|∇L|² a step."""
+    """Learning rates over six decades: slope of log min |∇L| over log T at most -1/2, and w only grows."""
     result = fixed_rate(np.logspace(-3, 3, 7), 100_000, rng=np.random.default_rng(0))
     assert np.all(result.slopes < -0.5)
     assert np.all(np.diff(result.norm, axis=1) >= 0)

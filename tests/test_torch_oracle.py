@@ -226,12 +226,12 @@ def test_whole_networks(name, norm):
 # ---- SGD ----
 
 
-def assert_same_path(step_of, optimizer_of, steps=100):
+def assert_same_path(step_of, optimizer_of, method=list, steps=100):
     """Both optimisers on the same gradients, which depend on the weights; largest difference below 1e-12."""
     rng = np.random.default_rng(0)
     start, a = rng.standard_normal(20), rng.standard_normal((20, 20)) / 5
     ours = nn.Parameter(start.copy())
-    sgd = SGD([ours], [step_of(t) for t in range(steps)])
+    sgd = SGD([ours], method([step_of(t) for t in range(steps)]))
     theirs = torch.tensor(start.copy(), requires_grad=True)
     optimizer = optimizer_of(theirs)
     for t in range(steps):
@@ -252,6 +252,30 @@ def test_sgd(momentum, weight_decay):
 
 def test_sgd_with_changing_lr_and_weight_decay():
     assert_same_path(lambda t: Step(0.2 / (t + 1), 0.9, 1e-3 * t), lambda w: torch.optim.SGD([w], 0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.5, 0), (0.9, 5e-4), (0.95, 0.1)])
+def test_nesterov(momentum, weight_decay):
+    """With lr that changes at every step, too."""
+    assert_same_path(lambda t: Step(0.2 / (t + 1), momentum, weight_decay),
+                     lambda w: torch.optim.SGD([w], 0.1, momentum=momentum, weight_decay=weight_decay, nesterov=True),
+                     schedules.nesterov)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_decoupled_weight_decay(momentum):
+    """SGDW is PyTorch's SGD after the weights were multiplied by 1 - ηλ."""
+
+    class Decoupled(torch.optim.SGD):
+        def step(self):
+            group = self.param_groups[0]
+            with torch.no_grad():
+                group["params"][0].mul_(1 - group["lr"] * group["weight_decay"])
+            group["weight_decay"] = 0
+            super().step()
+
+    assert_same_path(lambda t: Step(0.2 / (t + 1), momentum, 0.1), lambda w: Decoupled([w], 0.1, momentum=momentum),
+                     schedules.decoupled)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [
