@@ -128,27 +128,22 @@ class Symmetries:
         return [e for e in self.equations if not e.holds(exponents)]
 
     def _finest(self, name, taken):
-        """A smallest set with `name`, without what is `taken`, that is scale-invariant together, or None."""
-        group = self._solve({name: 1, **dict.fromkeys(taken, 0)})
-        if group is None:
-            return None
-        for other in self.names:  # a part that is invariant by itself can be left out, so can its complement
-            if other in group and other != name:
-                outside = dict.fromkeys((n for n in self.names if n not in group), 0)
-                group = self._solve({**outside, name: 1, other: 0}) or group
-        return group
+        """A finest set with `name`, without what is `taken`, that is scale-invariant together, or None.
 
-    def _solve(self, fixed):
-        """Names of a 0/1 solution of all equations that has the `fixed` values, or None; few ones, of convs first."""
+        Sets are 0/1 solutions of the equations. They are searched depth first, 0 before 1, norms' γ and β before convs, so the
+        first one found is the smallest in lexicographic order, and no part of it can be a solution: leaving that part, or the
+        rest, out would have been smaller.
+        """
         order = sorted(self._touching, key=self._is_vector, reverse=True)
-        stack = [(dict(fixed), list(fixed))]
+        fixed = {**dict.fromkeys(taken, 0), name: 1}
+        stack = [(fixed, list(fixed))]
         while stack:
             values, changed = stack.pop()
             if not self._propagate(values, changed):
                 continue
-            free = next((name for name in order if name not in values), None)
+            free = next((n for n in order if n not in values), None)
             if free is None:
-                return {name for name, value in values.items() if value}
+                return {n for n, value in values.items() if value}
             stack.append(({**values, free: 1}, [free]))
             stack.append(({**values, free: 0}, [free]))  # tried first
         return None
