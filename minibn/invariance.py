@@ -123,8 +123,8 @@ class Symmetries:
 
     def _broken(self, names):
         """The equations that scaling `names` together does not satisfy."""
-        self._check(names)
         exponents = dict.fromkeys(names, 1)
+        self._check(exponents)
         return [e for e in self.equations if not e.holds(exponents)]
 
     def _finest(self, name, taken):

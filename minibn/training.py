@@ -57,8 +57,7 @@ def convert(model, schedule, names=None, *, band=2.0**32):
         ValueError: `names` are not scale-invariant together (the message says why), or no parameter is.
     """
     found = symmetries(model)
-    if names is None:
-        names = [name for group in found.groups for name in group]
+    names = [name for group in found.groups for name in group] if names is None else list(names)
     if not names or not found.is_scale_invariant(names):
         why = "; ".join(found.explain(name) for name in names) or "the network has no scale-invariant parameters"
         raise ValueError(f"weight decay cannot be removed from {list(names)}, which are not scale-invariant together: {why}")

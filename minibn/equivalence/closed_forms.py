@@ -94,6 +94,7 @@ def texp(phases, *, momentum, weight_decay):
         >>> [round(s.lr, 4) for s in texp([(2, 0.1), (2, 0.01)], momentum=0.0, weight_decay=0.5)]
         [0.1053, 0.1166, 0.0123, 0.0125]
     """
+    phases = _checked(phases)
     return _tapered(phases, [weight_decay] * len(phases), momentum, kicks=False)
 
 
@@ -109,6 +110,7 @@ def texp_plus_plus(phases, *, momentum, weight_decay):
         >>> [round(s.kick, 4) for s in texp_plus_plus([(2, 0.1), (2, 0.01)], momentum=0.5, weight_decay=0.5)]
         [-1.2984, 0.0, 0.1705, 0.0]
     """
+    phases = _checked(phases)
     return _tapered(phases, [weight_decay] * len(phases), momentum, kicks=True)
 
 
@@ -142,7 +144,6 @@ def _checked(phases):
 
 def _tapered(phases, decays, momentum, kicks):
     """η̃_t = η / (P_t P_{t+1}) in the fixed frame of each phase; errors of all phases come at the call."""
-    phases = _checked(phases)
     frames = [fixed_point(lr, momentum, decay) for (_, lr), decay in zip(phases, decays, strict=True)]
 
     def steps():

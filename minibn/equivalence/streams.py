@@ -32,6 +32,7 @@ Adaptive methods (Adam, AdamW) do not map in this way: their averages mix gradie
 import math
 from dataclasses import dataclass, replace
 from itertools import repeat
+from numbers import Real
 
 from minibn.optim import Step
 
@@ -139,10 +140,10 @@ def add_weight_decay(schedule, weight_decay, *, shrink=0.0, frame=Frame()):
     Raises:
         ValueError: at a step that has weight decay or shrink already, or where no learning rate does it.
     """
-    decays = repeat(weight_decay) if isinstance(weight_decay, int | float) else weight_decay
-    shrinks = repeat(shrink) if isinstance(shrink, int | float) else shrink
+    decays = repeat(weight_decay) if isinstance(weight_decay, Real) else weight_decay
+    shrinks = repeat(shrink) if isinstance(shrink, Real) else shrink
     for target in (weight_decay, shrink):
-        if isinstance(target, int | float):
+        if isinstance(target, Real):
             Step(0.0, weight_decay=target)
     return _adding(schedule, decays, shrinks, frame)
 
