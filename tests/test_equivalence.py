@@ -415,6 +415,15 @@ def test_errors_of_adding():
         list(add_weight_decay([Step(0.1, 0.9), Step(0.1, 0.9, kick=200.0)], repeat(0)))
 
 
+def test_arguments_of_any_kind():
+    """Weight decay as any real number or a stream, phases from any iterable, schedules without steps."""
+    expected = list(add_weight_decay([Step(0.1, 0.9)] * 3, 0.5))
+    assert list(add_weight_decay([Step(0.1, 0.9)] * 3, np.float32(0.5))) == expected
+    assert list(add_weight_decay([Step(0.1, 0.9)] * 3, repeat(0.5))) == expected
+    assert list(texp(iter(PHASES), **SETTING)) == list(texp(PHASES, **SETTING))
+    assert list(remove_weight_decay([])) == list(add_weight_decay([], 0.1)) == []
+
+
 def test_conversion_is_a_stream():
     """Nothing is read before it is asked for, and an endless schedule is fine."""
     drawn = []
