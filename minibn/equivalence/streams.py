@@ -140,8 +140,8 @@ def add_weight_decay(schedule, weight_decay, *, shrink=0.0, frame=Frame()):
     Raises:
         ValueError: at a step that has weight decay or shrink already, or where no learning rate does it.
     """
-    decays = repeat(weight_decay) if isinstance(weight_decay, Real) else weight_decay
-    shrinks = repeat(shrink) if isinstance(shrink, Real) else shrink
+    decays = repeat(float(weight_decay)) if isinstance(weight_decay, Real) else map(float, weight_decay)
+    shrinks = repeat(float(shrink)) if isinstance(shrink, Real) else map(float, shrink)
     for target in (weight_decay, shrink):
         if isinstance(target, Real):
             Step(0.0, weight_decay=target)
