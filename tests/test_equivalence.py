@@ -410,7 +410,7 @@ def test_errors_of_adding():
         list(add_weight_decay([Step(0.1), Step(0.1, weight_decay=0.1)], 0.1))
     with pytest.raises(ValueError, match="weight_decay=-0.1"):
         add_weight_decay([Step(0.1)], -0.1)
-    with pytest.raises(ValueError, match="step 1 .*has no equal with weight_decay=0, shrink=0.0"):
+    with pytest.raises(ValueError, match="step 1 .*has no equal with weight_decay=0.0, shrink=0.0"):
         # a kick of -200 of the weights would have to be undone by a weight decay, which is far too small
         list(add_weight_decay([Step(0.1, 0.9), Step(0.1, 0.9, kick=200.0)], repeat(0)))
 
