@@ -1,44 +1,93 @@
-"""Command line, `minibn` or `python -m minibn`: the headline experiment, `minibn convert` and `minibn symmetries`."""
+"""Command line, `minibn` or `python -m minibn`: the headline experiment, and the commands in `COMMANDS`."""
 
 import argparse
+import json
 import math
 import os
 import sys
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import asdict, fields
 from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 
-from minibn import data, headline, models, nn, schedules
+from minibn import data, experiment, headline, plots, schedules, sweep
 from minibn.equivalence import add_weight_decay, remove_weight_decay
+from minibn.experiment import MODELS, NORMS, Experiment
 from minibn.invariance import symmetries
-
-NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm, "group": partial(nn.GroupNorm, 4)}
 
 
 def main(arguments=None):
-    """Run a command; returns the exit status: 0 done, 1 the headline's runs differ, 2 bad flags or input."""
+    """Run a command; returns the exit status: 0 done, 1 the headline's runs differ or a run of a sweep failed, 2 bad flags or
+    input, 130 stopped by Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["convert"]:
-        command, parser = convert, _convert_flags()
-    elif arguments[:1] == ["symmetries"]:
-        command, parser = show_symmetries, _symmetries_flags()
-    else:
-        command, parser = train, _train_flags()
-    flags = vars(parser.parse_args(arguments if command is train else arguments[1:]))
+    named = bool(arguments) and arguments[0] in COMMANDS
+    command, make_parser = COMMANDS[arguments[0]] if named else (compare, _compare_flags)
+    parser = make_parser()
+    flags = vars(parser.parse_args(arguments[named:]))
     try:
         return command(**flags)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, ArithmeticError, OSError) as error:
+    except KeyboardInterrupt:
+        print("\nminibn: stopped; what was saved can be continued by the same command", file=sys.stderr)
+        return 130
+    except (ValueError, ArithmeticError, OSError, ImportError, BrokenExecutor) as error:
         parser.exit(2, f"minibn: {error}\n")
 
 
-def train(output, quiet, **settings):
+def compare(output, quiet, **settings):
     """Train one network twice, with weight decay and with the converted schedule, and compare."""
-    return 0 if headline.run(headline.Settings(**settings), output, progress=not quiet) else 1
+    return 0 if headline.run(headline.settings(**settings), output, progress=not quiet) else 1
+
+
+def train(output, checkpoint, every, threads, quiet, **settings):
+    """Train one network; write history.csv, history.png and result.json into the output folder."""
+    one = Experiment(**settings)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = experiment.run(one, checkpoint=checkpoint, every=every, threads=threads, progress=not quiet, description=one.schedule)
+    done.history.write_csv(folder / "history.csv")
+    plots.compare({one.schedule: done.history}, "invariant", folder / "history.png", f"{one.model} on {one.data}: {one.schedule}")
+    result = {"test_accuracy": done.test_accuracy, "train_loss": done.train_loss, "settings": asdict(one)}
+    (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(f"test accuracy {done.test_accuracy:.2%}, training loss {done.train_loss:.6f} after {len(done.history)} steps; "
+          f"see {folder}/history.csv, history.png, result.json")
+    return 0
+
+
+def run_sweep(output, workers, dask, retry, quiet, seeds, milestones, **axes):
+    """Train a grid of settings times seeds, each run a line of a JSON Lines file; started again, it goes on where it stopped."""
+    axes = {name: value if isinstance(value, list) else [value] for name, value in axes.items()}
+    configurations = sweep.grid(**axes, milestones=[milestones], seed=range(seeds))
+    for configuration in configurations:
+        Experiment(**configuration)  # complains now
+    with _executor(workers, dask) as executor:
+        records = sweep.run(sweep.train, configurations, output, executor, retry=retry, progress=not quiet)
+    varied = [name for name, values in axes.items() if len(values) > 1]
+    print("  ".join([f"{name:>12}" for name in varied] + ["test accuracy (mean of seeds)"]))
+    failed = 0
+    for i in range(0, len(records), seeds):
+        results = [record["result"]["test_accuracy"] for record in records[i : i + seeds] if "result" in record]
+        failed += seeds - len(results)
+        setting = "  ".join(f"{records[i]['configuration'][name]!s:>12}" for name in varied)
+        print(f"{setting}  {np.mean(results):.2%}" if results else f"{setting}  failed: {records[i]['error']}")
+    print(f"{len(records)} runs, {failed} failed: see {output}")
+    return 1 if failed else 0
+
+
+def _executor(workers, dask):
+    if dask is None:
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise ImportError("--dask needs dask.distributed: pip install 'minibn[dask]'") from error
+    return Client(dask).get_executor()
 
 
 def convert(read, steps, schedule, lr, momentum, weight_decay, milestones, factor, final, growth, warmup, nesterov, decoupled,
@@ -73,7 +122,7 @@ def show_symmetries(model, depth, norm, no_affine, explain):
     sizes = {"depth": depth} if depth else {}
     if sizes and model not in ("resnet", "preresnet"):
         raise ValueError(f"--depth is for resnet and preresnet, not {model}")
-    network = getattr(models, model)(norm=NORMS[norm], affine=not no_affine, eps=0.0, rng=np.random.default_rng(0), **sizes)
+    network = MODELS[model](norm=NORMS[norm], affine=not no_affine, eps=0.0, rng=np.random.default_rng(0), **sizes)
     found = symmetries(network)
     print(found.explain(explain) if explain else found)
     sys.stdout.flush()
@@ -85,9 +134,9 @@ def _parser(command, name, **options):
                                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
 
-def _train_flags():
-    parser = _parser(train, "minibn", epilog="other commands: minibn convert, minibn symmetries; each has --help")
-    default = headline.Settings()
+def _compare_flags():
+    parser = _parser(compare, "minibn", epilog=f"other commands: {', '.join(COMMANDS)}; each has --help")
+    default = headline.settings()
     parser.add_argument("--depth", type=_depth, default=default.depth, help="layers of the PreResNet, 6n + 2")
     parser.add_argument("--epochs", type=_between(int, 1), default=default.epochs, help="passes through the 1,437 images")
     parser.add_argument("--batch", type=_between(int, 2, data.TRAIN_IMAGES), default=default.batch, help="images a step")
@@ -97,6 +146,44 @@ def _train_flags():
     parser.add_argument("--output", default="results", help="folder for the figure and the CSV files")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
+
+
+def _train_flags():
+    parser = _parser(train, "minibn train")
+    _experiment_flags(parser)
+    parser.add_argument("--output", default="results", help="folder for what is written")
+    parser.add_argument("--checkpoint", metavar="FILE", help="save to this file, and go on from it if it is there")
+    parser.add_argument("--every", type=_between(int, 1), default=500, help="steps between two checkpoints")
+    parser.add_argument("--threads", type=_between(int, 1), help="one for each core if not given")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _sweep_flags():
+    parser = _parser(run_sweep, "minibn sweep", epilog="every setting may be given several values")
+    _experiment_flags(parser, nargs="+", leave_out=["seed"])
+    parser.add_argument("--seeds", type=_between(int, 1), default=1, help="runs of each setting, with seeds 0, 1, …")
+    parser.add_argument("--output", default="results/sweep.jsonl", help="JSON Lines file to append to")
+    parser.add_argument("--workers", type=_between(int, 1), help="processes, one for each core if not given")
+    parser.add_argument("--dask", metavar="ADDRESS", help="run on the Dask cluster with this scheduler instead")
+    parser.add_argument("--retry", action="store_true", help="run again what failed before")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _experiment_flags(parser, nargs=None, leave_out=()):
+    """A flag for each field of `Experiment`; with `nargs`, several values for each that is not yes or no."""
+    for f in fields(Experiment):
+        flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"]
+        if f.name in leave_out:
+            continue
+        if f.name == "milestones":
+            parser.add_argument(flag, type=_between(float, 0), nargs="+", help=text)
+        elif isinstance(f.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=f.default, help=text)
+        else:
+            kind = str if f.default is None else type(f.default)
+            parser.add_argument(flag, type=kind, nargs=nargs, default=f.default, choices=f.metadata["choices"], help=text)
 
 
 def _convert_flags():
@@ -119,7 +206,7 @@ def _convert_flags():
 
 def _symmetries_flags():
     parser = _parser(show_symmetries, "minibn symmetries")
-    parser.add_argument("model", choices=["mlp", "vgg", "resnet", "preresnet"], help="network")
+    parser.add_argument("model", choices=list(MODELS), help="network")
     parser.add_argument("--depth", type=_depth, help="layers of a resnet or preresnet, 6n + 2")
     parser.add_argument("--norm", choices=list(NORMS), default="batch", help="normalisation")
     parser.add_argument("--no-affine", action="store_true", help="normalisations without γ and β")
@@ -155,6 +242,9 @@ def _depth(text):
         raise argparse.ArgumentTypeError(f"needs 6n + 2 (8, 14, 20, 26, 32, …), got {text!r}")
     return depth
 
+
+COMMANDS = {"train": (train, _train_flags), "sweep": (run_sweep, _sweep_flags), "convert": (convert, _convert_flags),
+            "symmetries": (show_symmetries, _symmetries_flags)}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,6 @@
 """The training loop: progress, history, checkpoints, and a stop when numbers leave float range."""
 
+import json
 from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
@@ -71,7 +72,8 @@ def convert(model, schedule, names=None, *, band=2.0**32):
 
 
 def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_last=True, path=None, every=100,
-        resume=True, max_steps=None, threads=None, progress=True, description="train"):
+        resume=True, max_steps=None, augment=None, validation=None, settings=None, threads=None, progress=True,
+        description="train"):
     """Train `model` on (x, y), and return the `History` of every step.
 
     One step: draw a batch, forward, loss, backward, then each optimiser's step. Results are the same to the last bit for
@@ -90,6 +92,11 @@ def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_las
             there already is loaded first, and training goes on from it: model, optimisers, rng and history then
             continue as if never stopped. The optimisers must be fresh.
         max_steps: stop after this step even if epochs are left (a later call can resume).
+        augment: as in `data.batches`.
+        validation: (x, y) to evaluate after the last step of each epoch, into the columns "test_loss" and "test_accuracy", NaN
+            at other steps.
+        settings: anything JSON can hold that says what is trained; kept in the checkpoint, and one with other settings is
+            refused.
         threads: as in `backend.threads`.
         progress: whether to show a bar with loss, accuracy and learning rates.
 
@@ -109,21 +116,24 @@ def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_las
     last = min(epochs * per_epoch, max_steps or epochs * per_epoch)
     history, saved = History(), None
     if path and resume and Path(path).exists():
-        history, saved = _restore(path, model, optimizers, rng), path
+        history, saved = _restore(path, model, optimizers, rng, settings), path
     model.train()
     step = len(history)
     with backend.threads(threads), tqdm(total=last, initial=step, desc=description, disable=not progress) as bar:
         while step < last:
             start_of_epoch = rng.bit_generator.state
-            epoch = data.batches(x, y, batch_size, rng=rng, drop_last=drop_last)
+            epoch = data.batches(x, y, batch_size, rng=rng, drop_last=drop_last, augment=augment)
             done = step % per_epoch
             for batch_x, batch_y in islice(epoch, done, min(per_epoch, done + last - step)):
                 row = _train_step(model, loss, optimizers, batch_x, batch_y, step, saved)
-                history.append(row)
                 step += 1
+                if validation:
+                    end = step % per_epoch == 0
+                    row["test_loss"], row["test_accuracy"] = evaluate(model, *validation) if end else (np.nan, np.nan)
+                history.append(row)
                 _show(bar, row)
                 if path and (step % every == 0 or step == last):
-                    _save(path, model, optimizers, rng, start_of_epoch, per_epoch, history)
+                    _save(path, model, optimizers, rng, start_of_epoch, per_epoch, history, settings)
                     saved = path
     return history
 
@@ -211,7 +221,7 @@ def _show(bar, row):
     bar.update()
 
 
-def _save(path, model, optimizers, rng, start_of_epoch, per_epoch, history):
+def _save(path, model, optimizers, rng, start_of_epoch, per_epoch, history, settings):
     arrays = {f"model/{name}": value for name, value in model.state_dict().items()}
     arrays |= {f"history/{name}": history[name] for name in history.columns}
     steps = {}
@@ -221,12 +231,16 @@ def _save(path, model, optimizers, rng, start_of_epoch, per_epoch, history):
         arrays |= {f"velocity/{group}/{i}": v for i, v in enumerate(state["velocity"])}
     # within an epoch the same shuffle must be drawn again; at its end the next one
     generator = start_of_epoch if len(history) % per_epoch else rng.bit_generator.state
-    checkpoint.save(path, arrays, {"steps": steps, "generator": generator, "columns": list(history.columns)})
+    facts = {"steps": steps, "generator": generator, "columns": list(history.columns), "settings": settings}
+    checkpoint.save(path, arrays, facts)
 
 
-def _restore(path, model, optimizers, rng):
+def _restore(path, model, optimizers, rng, settings):
     """Load what `_save` wrote, and return the history."""
     arrays, facts = checkpoint.load(path)
+    if facts["settings"] != json.loads(json.dumps(settings)):
+        raise ValueError(f"{path} was written with other settings, {facts['settings']}; now they are {settings}. Go on with the "
+                         "same, or give another file")
     if facts["steps"].keys() != optimizers.keys():
         raise ValueError(f"{path} has the groups {list(facts['steps'])}, not {list(optimizers)}")
     model.load_state_dict({name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")})

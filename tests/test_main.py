@@ -9,11 +9,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from minibn import equivalence, headline, schedules, training
+from minibn import equivalence, headline, schedules
 from minibn.__main__ import main
 from minibn.history import History
-
-SHORT = headline.Settings(epochs=3, batch=128)  # 33 steps
 
 
 def test_the_two_runs_are_one(tmp_path, capsys):
@@ -32,8 +30,8 @@ def test_the_two_runs_are_one(tmp_path, capsys):
 
 def test_the_default_schedule_grows_by_more_than_10_000():
     """And it has a growth rate at every step of constant lr: ηλ <= (1 - √γ)²."""
-    settings = headline.Settings()
-    steps = [s for s, _ in zip(settings.schedule(), range(settings.steps), strict=False)]
+    settings = headline.settings()
+    steps = [s for s, _ in zip(settings.usual(), range(settings.steps), strict=False)]
     converted = list(equivalence.remove_weight_decay(steps, band=None))
     growth = [new.lr / old.lr for old, new in zip(steps, converted, strict=True)]
     assert growth[-1] / growth[0] > 1e4
@@ -42,7 +40,7 @@ def test_the_default_schedule_grows_by_more_than_10_000():
 
 
 def test_exit_status_1_when_the_runs_differ(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "remove_weight_decay",
+    monkeypatch.setattr(headline, "remove_weight_decay",
                         lambda schedule, **_: (dataclasses.replace(s, weight_decay=0.0) for s in schedule))
     assert main(["--epochs", "1", "--batch", "128", "--output", str(tmp_path), "--quiet"]) == 1
     assert "NOT the same run" in capsys.readouterr().out

@@ -1,0 +1,205 @@
+"""One training run as data: `Experiment` says what to train and how, `run` does it. The paper's recipe is a few of its fields."""
+
+import itertools
+import math
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property, lru_cache, partial
+from numbers import Real
+
+import numpy as np
+
+from minibn import data, equivalence, models, nn, schedules
+from minibn.history import History
+from minibn.invariance import symmetries
+from minibn.optim import SGD
+from minibn.training import evaluate, fit, predict, update_bn
+
+NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm, "group": partial(nn.GroupNorm, 4)}
+MODELS = {"mlp": models.mlp, "vgg": models.vgg, "resnet": models.resnet, "preresnet": models.preresnet}
+# name: (the schedule with weight decay, and its form in the paper without weight decay, or None)
+SCHEDULES = {"constant": ("constant", None), "step": ("step", None), "cosine": ("cosine", None),
+             "exponential": ("constant", equivalence.texp_plus_plus), "texp": ("step", equivalence.texp),
+             "texp++": ("step", equivalence.texp_plus_plus), "texp--": ("step", equivalence.texp_minus_minus)}
+
+
+def _flag(default, text, choices=None):
+    """A field of `Experiment` and, on the command line, a flag: its help and the values it may have."""
+    return field(default=default, metadata={"help": text, "choices": choices and tuple(choices)})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to train and how; the defaults are a small PreResNet on digits, within a minute.
+
+    The weights of convolutions and hidden linear layers are scale-invariant together; they follow `schedule`, as it is, or in a
+    form without weight decay (`convert`, or one of the paper's forms by name). All other parameters (norms' γ and β, the head)
+    follow the usual schedule with weight decay, or stay where they start (`fixed`, as in the paper).
+
+    Figure 2 of the paper is `Experiment(data="cifar10", path=…, depth=32, affine=False, fixed=True, schedule="texp",
+    epochs=160, milestones=(80, 120), batch=128, weight_decay=5e-4, dtype="float32")`, against schedule="step".
+
+    Raises:
+        ValueError: a field is out of range; the message names it.
+    """
+
+    data: str = _flag("digits", "images to learn", ["digits", "cifar10"])
+    path: str | None = _flag(None, "archive or folder of CIFAR-10")
+    checksum: bool = _flag(True, "insist on the original files of CIFAR-10")
+    augment: bool = _flag(True, "crop and flip the images of CIFAR-10 at random")
+    model: str = _flag("preresnet", "network", MODELS)
+    depth: int = _flag(8, "layers of a resnet or preresnet, 6n + 2")
+    width: int = _flag(16, "channels of the first stage of a resnet or preresnet")
+    norm: str = _flag("batch", "normalisation", NORMS)
+    eps: float = _flag(0.0, "added to the variance; 0 makes the network exactly scale-invariant")
+    affine: bool = _flag(True, "give the normalisations γ and β")
+    fixed: bool = _flag(False, "leave all but the scale-invariant weights as they start, as the paper does")
+    schedule: str = _flag("step", "of the scale-invariant weights; the last four have no weight decay", SCHEDULES)
+    convert: bool = _flag(False, "remove the weight decay from constant, step or cosine, exactly")
+    milestones: tuple | None = _flag(None, "epochs at which lr drops; 1/2 and 3/4 of training if not given")
+    factor: float = _flag(0.1, "by which lr drops")
+    warmup: float = _flag(0.0, "epochs of linear warm-up")
+    nesterov: bool = _flag(False, "Nesterov's momentum in place of heavy-ball")
+    epochs: int = _flag(24, "passes through the training images")
+    batch: int = _flag(64, "images a step")
+    lr: float = _flag(0.1, "highest learning rate, with weight decay")
+    momentum: float = _flag(0.9, "from 0 to below 1")
+    weight_decay: float = _flag(5e-3, "L2, as PyTorch's SGD has it")
+    seed: int = _flag(0, "of the weights, the shuffling and the augmentation")
+    dtype: str = _flag("float32", "of all numbers", ["float32", "float64"])
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            if choices and value not in choices:
+                raise ValueError(f"{f.name} must be one of {list(choices)}, got {value!r}")
+        for name, low in {"depth": 1, "width": 1, "epochs": 1, "batch": 2, "seed": 0, "warmup": 0, "factor": 0, "eps": 0}.items():
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and math.isfinite(value) and value >= low):
+                raise ValueError(f"{name} must be a number of at least {low}, got {value!r}")
+        schedules.constant(self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        if (self.data == "cifar10") != (self.path is not None):
+            raise ValueError(f"data={self.data!r} {'needs' if self.path is None else 'takes no'} path")
+        if SCHEDULES[self.schedule][1] and (self.convert or self.warmup or self.nesterov):
+            raise ValueError(f"schedule={self.schedule!r} has no weight decay already, and no warm-up or Nesterov form; give "
+                             "schedule 'constant', 'step' or 'cosine' with convert")
+        if self.milestones is not None:
+            object.__setattr__(self, "milestones", tuple(self.milestones))
+            if any(not a < b for a, b in itertools.pairwise((0, *self.milestones))):
+                raise ValueError(f"milestones must be increasing epochs above 0, got {list(self.milestones)}")
+
+    @cached_property
+    def split(self):
+        """`data.Split`: the images, read once in a process."""
+        return _split(self.data, self.path, self.checksum, self.dtype)
+
+    @property
+    def steps_per_epoch(self):
+        return len(self.split.y_train) // self.batch
+
+    @property
+    def steps(self):
+        """Updates in all."""
+        return self.epochs * self.steps_per_epoch
+
+    def network(self):
+        """The `nn.Module`, its weights drawn with `seed`."""
+        channels = self.split.x_train.shape[-1]
+        options = {"norm": NORMS[self.norm], "eps": self.eps, "affine": self.affine, "dtype": self.dtype,
+                   "rng": np.random.default_rng(self.seed)}
+        if self.model in ("resnet", "preresnet"):
+            options |= {"depth": self.depth, "width": self.width}
+        if self.model == "mlp":
+            return models.mlp(in_features=math.prod(self.split.x_train.shape[1:]), **options)
+        return MODELS[self.model](in_channels=channels, **options)
+
+    def usual(self):
+        """The schedule with weight decay, a stream of `Step`."""
+        numbers = {"momentum": self.momentum, "weight_decay": self.weight_decay}
+        stream = {"constant": lambda: schedules.constant(self.lr, **numbers),
+                  "step": lambda: schedules.step_decay(self.lr, self._drops(), self.factor, **numbers),
+                  "cosine": lambda: schedules.cosine(self.lr, self.steps, **numbers)}[SCHEDULES[self.schedule][0]]()
+        stream = schedules.warmup(round(self.warmup * self.steps_per_epoch), stream)
+        return schedules.nesterov(stream) if self.nesterov else stream
+
+    def phases(self):
+        """The usual schedule as phases, a list of (steps, lr), the last one endless: what `equivalence.texp` takes."""
+        drops = [] if SCHEDULES[self.schedule][0] == "constant" else self._drops()
+        lengths = [b - a for a, b in itertools.pairwise([0, *drops])]
+        return [(length, self.lr * self.factor**i) for i, length in enumerate([*lengths, math.inf])]
+
+    def invariant(self):
+        """The schedule of the scale-invariant weights: the usual one, or without weight decay."""
+        form = SCHEDULES[self.schedule][1]
+        if form:
+            return form(self.phases(), momentum=self.momentum, weight_decay=self.weight_decay)
+        return equivalence.remove_weight_decay(self.usual()) if self.convert else self.usual()
+
+    def optimizers(self, model, schedule=None):
+        """{"invariant": SGD, "rest": SGD} for `training.fit`; `schedule` in place of `invariant()`.
+
+        Raises:
+            ValueError: the weights are not scale-invariant together, but lose their weight decay.
+        """
+        groups = {"invariant": [], "rest": []}
+        names = []
+        for name, parameter in model.named_parameters():
+            inner = parameter.data.ndim > 1 and name != "head.weight"
+            groups["invariant" if inner else "rest"].append(parameter)
+            names += [name] if inner else []
+        if (schedule or self.convert or SCHEDULES[self.schedule][1]) and not symmetries(model).is_scale_invariant(names):
+            raise ValueError(f"the weights of {self.model} with {self.norm} normalisation are not scale-invariant together")
+        if self.fixed:
+            del groups["rest"]
+        return {group: SGD(parameters, (schedule or self.invariant()) if group == "invariant" else self.usual())
+                for group, parameters in groups.items()}
+
+    def _drops(self):
+        """The milestones in steps, at least one step apart."""
+        epochs = (self.epochs / 2, self.epochs * 3 / 4) if self.milestones is None else self.milestones
+        drops = [0]
+        for epoch in epochs:
+            drops.append(max(drops[-1] + 1, round(epoch * self.steps_per_epoch)))
+        return drops[1:]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network: its History, test logits, loss on all training images and test accuracy at the end."""
+
+    model: nn.Module
+    history: History
+    logits: np.ndarray
+    train_loss: float
+    test_accuracy: float
+
+
+def run(experiment, schedule=None, *, checkpoint=None, every=500, threads=None, progress=True, description="train"):
+    """Train, with the test loss and accuracy at the end of each epoch in the History, and evaluate -> `Run`.
+
+    BatchNorm's running statistics are taken anew before the last evaluation (`training.update_bn`): they lag behind weights
+    that grow.
+
+    Args:
+        experiment: `Experiment`.
+        schedule: stream of `Step` for the scale-invariant weights, in place of the experiment's.
+        checkpoint: file to resume from and to write every `every` steps; one of another experiment is refused.
+        threads, progress, description: as in `training.fit`.
+
+    Raises:
+        ValueError, DivergenceError: as in `training.fit`.
+    """
+    split, model = experiment.split, experiment.network()
+    history = fit(model, experiment.optimizers(model, schedule), split.x_train, split.y_train, epochs=experiment.epochs,
+                  batch_size=experiment.batch, rng=np.random.default_rng(experiment.seed + 1), path=checkpoint, every=every,
+                  augment=data.crop_flip if experiment.data == "cifar10" and experiment.augment else None,
+                  validation=(split.x_test, split.y_test), settings=asdict(experiment), threads=threads, progress=progress,
+                  description=description)
+    update_bn(model, split.x_train, threads=threads)
+    return Run(model, history, predict(model, split.x_test, threads=threads),
+               evaluate(model, split.x_train, split.y_train, threads=threads)[0],
+               evaluate(model, split.x_test, split.y_test, threads=threads)[1])
+
+
+@lru_cache(maxsize=1)
+def _split(name, path, checksum, dtype):
+    return data.digits(dtype) if name == "digits" else data.cifar10(path, dtype, checksum=checksum)

@@ -1,0 +1,133 @@
+"""Many runs: a grid of configurations over any `concurrent.futures.Executor`, each run recorded exactly once.
+
+Records go to a JSON Lines file, one line a run, flushed to the disk when the run ends. A sweep that was killed goes on
+where it stopped: configurations that are in the file already are not run again.
+
+    from concurrent.futures import ProcessPoolExecutor          this machine's cores
+    Client("tcp://…:8786").get_executor()                       a Dask cluster (dask.distributed)
+    MPIPoolExecutor()                                           MPI (mpi4py.futures): mpiexec -n 9 python -m mpi4py.futures …
+
+all are such executors.
+"""
+
+import itertools
+import json
+import os
+import time
+from concurrent.futures import BrokenExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minibn import experiment
+
+
+def grid(**axes):
+    """All combinations of the values of each name, the last name varying fastest.
+
+    Example:
+        >>> grid(lr=[0.1, 0.2], seed=[0])
+        [{'lr': 0.1, 'seed': 0}, {'lr': 0.2, 'seed': 0}]
+
+    Raises:
+        ValueError: a name has no values.
+    """
+    axes = {name: list(values) for name, values in axes.items()}
+    if empty := [name for name, values in axes.items() if not values]:
+        raise ValueError(f"grid: no values for {empty}")
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def run(function, configurations, path, executor, *, retry=False, progress=True):
+    """Call `function(configuration)` for every configuration, and append what it returns to the file at `path`.
+
+    A line is {"configuration": …, "result": …, "seconds": …}, or "error" in place of "result" where the run raised: that run
+    is recorded as failed and the others go on. Two sweeps must not write one file at the same time.
+
+    Args:
+        function: takes a dict and returns anything JSON can hold; importable by name, as executors of processes need.
+        configurations: list of dicts that JSON can hold, such as `grid(…)`; of equal ones, one is run.
+        path: JSON Lines file, made if missing.
+        executor: `concurrent.futures.Executor`; the caller shuts it down.
+        retry: whether to run again what failed earlier; the later line counts.
+        progress: whether to show a bar.
+
+    Returns:
+        list of the records of `configurations`, in their order.
+
+    Raises:
+        ValueError: the file is not a sweep's.
+        BrokenExecutor: a worker died, by lack of memory for example; what was finished is in the file.
+    """
+    path = Path(path)
+    records = {_key(record["configuration"]): record for record in read(path)}
+    wanted = {_key(configuration): configuration for configuration in configurations}
+    todo = {key: c for key, c in wanted.items() if key not in records or (retry and "error" in records[key])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file, tqdm(total=len(wanted), initial=len(wanted) - len(todo), desc=path.name,
+                                        disable=not progress) as bar:
+        file.truncate(_whole_lines(path))
+        futures = {executor.submit(_record, function, configuration): key for key, configuration in todo.items()}
+        try:
+            for future in as_completed(futures):
+                record = future.result()
+                file.write(json.dumps(record).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                records[futures[future]] = record
+                bar.set_postfix(failed=sum("error" in records[key] for key in wanted if key in records), refresh=False)
+                bar.update()
+        except BrokenExecutor as error:
+            raise BrokenExecutor(f"a worker of the sweep died ({error}); {bar.n} of {len(wanted)} runs are in {path}. Give it "
+                                 "more memory or fewer workers, and start the sweep again: it goes on from there") from error
+        finally:
+            for future in futures:
+                future.cancel()
+    return [records[key] for key in wanted]
+
+
+def read(path):
+    """The records in a sweep's file, oldest first; a last line that was cut short by a kill is left out.
+
+    Raises:
+        ValueError: another line is not a record.
+    """
+    path = Path(path)
+    lines = path.read_bytes()[: _whole_lines(path)].splitlines() if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record["configuration"], dict) or ("result" in record) == ("error" in record):
+                raise ValueError("a record has a configuration, and a result or an error")
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"line {number} of {path} is not a record of a sweep ({error}); give another file, or take the line "
+                             "out to run it again") from error
+        records.append(record)
+    return records
+
+
+def train(configuration):
+    """Train the `Experiment` with these fields on one thread; what `minibn sweep` runs."""
+    done = experiment.run(experiment.Experiment(**configuration), threads=1, progress=False)
+    return {"test_accuracy": done.test_accuracy, "train_loss": done.train_loss, "last_loss": float(done.history["loss"][-1])}
+
+
+def _record(function, configuration):
+    """One line of the file; runs where the executor runs it."""
+    start = time.perf_counter()
+    try:
+        outcome = {"result": function(configuration)}
+        json.dumps(outcome)
+    except Exception as error:  # whatever it is, it is this run's
+        outcome = {"error": f"{type(error).__name__}: {error}"}
+    return {"configuration": configuration, **outcome, "seconds": round(time.perf_counter() - start, 3)}
+
+
+def _key(configuration):
+    return json.dumps(configuration, sort_keys=True)
+
+
+def _whole_lines(path):
+    """Bytes up to the last line's end."""
+    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
