@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from itertools import islice
 from multiprocessing import get_context
@@ -80,14 +80,18 @@ def run_sweep(output, workers, dask, retry, quiet, seeds, milestones, **axes):
     return 1 if failed else 0
 
 
+@contextmanager
 def _executor(workers, dask):
     if dask is None:
-        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+            yield executor
+        return
     try:
         from dask.distributed import Client
     except ImportError as error:
         raise ImportError("--dask needs dask.distributed: pip install 'minibn[dask]'") from error
-    return Client(dask).get_executor()
+    with Client(dask) as client, client.get_executor() as executor:
+        yield executor
 
 
 def convert(read, steps, schedule, lr, momentum, weight_decay, milestones, factor, final, growth, warmup, nesterov, decoupled,
