@@ -1,0 +1,51 @@
+"""What the demos share: the flags `--quick` and `--output`, the looks of the figures, and the claims they end with."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from cycler import cycler
+
+_parser = argparse.ArgumentParser()
+_parser.add_argument("--quick", action="store_true", help="a smaller version, of some seconds")
+_parser.add_argument("--output", type=Path, default=Path("results/demos"), help="folder for the picture and the verdict")
+flags, _ = _parser.parse_known_args()  # an editor's notebook kernel has flags of its own
+flags.output.mkdir(parents=True, exist_ok=True)
+_start = time.perf_counter()
+_claims = []
+
+mpl.rcParams.update({
+    "font.size": 14, "axes.titlesize": 14, "legend.fontsize": 12, "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.3,
+    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 2, "figure.constrained_layout.use": True,
+    "axes.prop_cycle": cycler(color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"])})
+WIDE = {"linewidth": 6, "alpha": 0.35}  # for the first of two curves that lie on top of each other
+
+
+def size(full, quick):
+    """`full`, or `quick` with --quick."""
+    return quick if flags.quick else full
+
+
+def figure(rows=1, columns=2, height=4.2, width=9.5, **options):
+    """(figure, axes) of `plt.subplots`, in inches."""
+    return plt.subplots(rows, columns, figsize=(width, height), **options)
+
+
+def claim(text, measured, holds):
+    """Print a claim, what was measured, and whether it holds."""
+    _claims.append({"claim": text, "measured": measured, "holds": bool(holds)})
+    print(f"claim:    {text}\nmeasured: {measured}\nverdict:  {'holds' if holds else 'DOES NOT HOLD'}\n")
+
+
+def finish(name, doc, fig):
+    """Save the picture, a small version of it and the claims, and fail unless every claim holds."""
+    fig.savefig(flags.output / f"{name}.png", dpi=110)
+    fig.savefig(flags.output / f"{name}-small.png", dpi=60)
+    verdict = {"title": doc.strip().splitlines()[0], "claims": _claims, "seconds": round(time.perf_counter() - _start, 1)}
+    (flags.output / f"{name}.json").write_text(json.dumps(verdict, indent=1), encoding="utf-8")
+    print(f"{flags.output}/{name}.png, {verdict['seconds']} s")
+    if not all(c["holds"] for c in _claims):
+        raise SystemExit("a claim does not hold")
