@@ -78,7 +78,7 @@ for (label, path), marker in zip(paths.items(), "^so", strict=True):
     right.plot(*path.T, marker=marker, markersize=5, label=label)
 around = np.array([[r * np.cos(a), r * np.sin(a)] for r in (0.5, 0.9, 1.5) for a in (1.25, 2.0)])
 right.quiver(*around.T, *-np.array([gradient(w) for w in around]).T, angles="xy", scale=9, width=0.006, label="-gradient")
-right.set(xlim=(-0.9, 1.7), ylim=(-0.1, 1.9), aspect="equal", xlabel="w₁", ylabel="w₂", title="A loss of two weights (dark: high)")
+right.set(xlim=(-0.9, 1.7), ylim=(-0.1, 1.9), aspect="equal", xlabel="w₁", ylabel="w₂", title="A loss of two weights")
 right.grid(visible=False)
 right.legend(loc="lower left", fontsize=11, frameon=True)
 

@@ -1,9 +1,9 @@
 """Section 3: weight decay and BatchNorm together need not converge, where each alone does.
 
-A linear classifier, its data from a Gaussian, logistic loss, one fresh example a step. "Converges" needs care: BatchNorm alone gets ever
-better at a constant lr. Weight decay alone has a noise floor at a constant lr, but goes on to zero with a decaying lr or by
-averaging its weights. Both together stay at a floor, far above what Theorem 3.1 guarantees, also on average over their path, and leave
-it only when lr times weight decay itself goes to zero.
+A linear classifier, its data from a Gaussian, logistic loss, one fresh example a step. "Converges" needs care: BatchNorm alone
+gets ever better at a constant lr. Weight decay alone has a noise floor at a constant lr, but goes on to zero with a decaying
+lr or by averaging its weights. Both together stay at a floor, far above what Theorem 3.1 guarantees, and leave it only when lr
+times weight decay itself goes to zero.
 """
 
 # %%
@@ -72,10 +72,11 @@ lab.claim("weight decay alone has a floor at a constant lr, which a decaying lr 
           f"{averaged['weight decay']:.4f}",
           max(error["weight decay, lr decays"], averaged["weight decay"]) < 0.5 * error["weight decay"])
 lab.claim("both together converge only if lr times weight decay goes to zero",
-          f"with decaying lr {error['BN and weight decay, lr decays']:.4f}, at a constant one {error['BN and weight decay']:.3f}",
+          f"with decaying lr {error['BN and weight decay, lr decays']:.4f}, at a constant one "
+          f"{error['BN and weight decay']:.3f}",
           error["BN and weight decay, lr decays"] < 0.4 * error["BN and weight decay"])
 lab.claim(f"Theorem 3.1: from any step, within its window, the error exceeds ε/π = {epsilon / np.pi:.4f} with probability "
-          f"{1 - delta:.0%}", f"in {np.mean(exceeded):.1%} of {len(exceeded)} windows of {np.mean(windows):.0f} steps on average; "
-          f"the floor is {error['BN and weight decay'] / (epsilon / np.pi):.0f} times higher than ε/π",
+          f"{1 - delta:.0%}", f"in {np.mean(exceeded):.1%} of {len(exceeded)} windows of about {np.mean(windows):.0f} steps; the "
+          f" floor is {error['BN and weight decay'] / (epsilon / np.pi):.0f} times higher than ε/π",
           np.mean(exceeded) >= 1 - delta)
 lab.finish("07_toy", __doc__, figure)

@@ -1,7 +1,7 @@
 """Beyond float range: a million steps of an exponentially growing learning rate, in float32.
 
-The plain schedule would leave float32 within some ten thousand steps. The converter multiplies weights by a power of two now and then
-(lr by its square, velocity by its inverse), which changes no other bit of training, and goes on for ever.
+The plain schedule would leave float32 within some ten thousand steps. The converter multiplies the weights by a power of two now
+and then (lr by its square, velocity by its inverse), which changes no other bit of training, and goes on for ever.
 """
 
 # %%
@@ -49,6 +49,6 @@ right.set(xlabel="thousand steps", ylabel="learning rate", title="What is in the
 # %%
 finite = bool(np.isfinite(parameter.data).all()) and parameter.data.dtype == np.float32
 lab.claim("exponential schedules can run for ever in float32",
-          f"{steps:,} steps, the learning rate grown to 10^{log_lr[-1]:,.0f}; held between {min(held):.2g} and {max(held):.2g} by "
-          f"powers of two, weights finite: {finite}", finite and log_lr[-1] > 100 and max(held) < 2.0**70)
+          f"{steps:,} steps, the learning rate grown to 10^{log_lr[-1]:,.0f}; held between {min(held):.2g} and {max(held):.2g} "
+          f"by powers of two, weights finite: {finite}", finite and log_lr[-1] > 100 and max(held) < 2.0**70)
 lab.finish("09_beyond_float", __doc__, figure)

@@ -1,7 +1,7 @@
 """Equilibrium: weight decay and gradient steps balance at a predictable norm and angle per step.
 
-For gradients that are not correlated from step to step, |w|⁴ tends to ηG / (2λ(1-γ)) and the weights turn by sqrt(2ηλ / (1+γ)) a step,
-whatever the network and the data. The network learns random labels here, so that its gradients stay noisy.
+For gradients that are not correlated from step to step, |w|⁴ tends to ηG / (2λ(1-γ)) and the weights turn by sqrt(2ηλ / (1+γ))
+a step, whatever the network and the data. The network learns random labels here, so that its gradients stay noisy.
 """
 
 # %%
@@ -18,7 +18,7 @@ results = []
 settings = [(lr, decay) for lr in (0.05, 0.2) for decay in lab.size((1e-3, 2e-3, 5e-3), (5e-3,))]
 for lr, decay in settings:
     one = experiment.Experiment(model="vgg", affine=False, fixed=True, schedule="constant", lr=lr, weight_decay=decay, batch=32,
-                                epochs=lab.size(30, 12))
+                                epochs=lab.size(60, 12))
     net = one.network()
     optimizers = one.optimizers(net)
     history = fit(net, optimizers, split.x_train, labels, epochs=one.epochs, batch_size=one.batch, rng=np.random.default_rng(1),
@@ -40,7 +40,7 @@ for lr, decay in settings:
 figure, axes = lab.figure(1, 3, width=12)
 for i, ((lr, decay), r) in enumerate(zip(settings, results, strict=True)):
     label, history = f"lr {lr:g}, wd {decay:g}", r["history"]
-    axes[0].semilogy(history["step"], np.convolve(history["angle/invariant"], np.ones(44) / 44, "same"), color=f"C{i}", label=label)
+    axes[0].semilogy(np.convolve(history["angle/invariant"], np.ones(44) / 44, "valid"), color=f"C{i}", linewidth=1)
     axes[0].axhline(r["predicted angle"], color=f"C{i}", linestyle=":")
     axes[1].loglog(r["predicted angle"], r["angle"], "o", markersize=10, color=f"C{i}", label=label)
     axes[2].loglog(r["predicted norm"], r["norm"], "o", markersize=10, color=f"C{i}")
