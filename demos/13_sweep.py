@@ -1,8 +1,8 @@
 """A sweep: what counts is learning rate times weight decay.
 
-A grid of learning rates and weight decays, as `minibn sweep` runs it: each run a line of a file, from which a second start goes
-on. In equilibrium the weights turn by sqrt(2ηλ / (1+γ)) a step, so settings with the same product of the two train alike: along the
-diagonals of the map.
+A grid of learning rates and weight decays, as `minibn sweep` runs it: each run a line of a file, from which a second start
+goes on. In equilibrium the weights turn by sqrt(2ηλ / (1+γ)) a step, so settings with the same product of the two train alike:
+along the diagonals of the map.
 """
 
 # %%
@@ -15,10 +15,10 @@ import numpy as np
 from minibn import sweep
 
 # %%
-rates, decays = lab.size(([0.025, 0.05, 0.1, 0.2, 0.4, 0.8], [5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3]), ([0.1, 0.4], [1e-3, 4e-3]))
+rates, decays = lab.size(([0.025, 0.05, 0.1, 0.2, 0.4, 0.8], [5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3]), ([0.05, 0.2, 0.8], [1e-3, 4e-3, 16e-3]))
 path = lab.flags.output / f"13_sweep{'-quick' if lab.flags.quick else ''}.jsonl"
 command = ["sweep", "--model", "vgg", "--no-affine", "--fixed", "--schedule", "constant", "--batch", "32",
-           "--epochs", str(lab.size(12, 1)), "--lr", *map(str, rates), "--weight-decay", *map(str, decays), "--output", str(path)]
+           "--epochs", str(lab.size(12, 4)), "--lr", *map(str, rates), "--weight-decay", *map(str, decays), "--output", str(path)]
 print("minibn", *command, flush=True)
 subprocess.run([sys.executable, "-m", "minibn", *command], check=True)
 records = sweep.read(path)
@@ -40,6 +40,6 @@ figure.colorbar(image, label="test accuracy [%]")
 diagonals = [np.diagonal(grid[::-1], k - len(rates) + 1) for k in range(2 * len(rates) - 1)]  # lr * weight decay is constant
 within = np.sqrt(sum(len(d) * np.var(d) for d in diagonals) / grid.size)
 lab.claim("settings with the same lr x weight decay train alike",
-          f"spread (standard deviation) of the test accuracy: {within:.2f} % along diagonals, {grid.std():.2f} % over the whole map",
+          f"standard deviation of the test accuracy: {within:.2f} % along diagonals, {grid.std():.2f} % over the whole map",
           within < 0.6 * grid.std())
 lab.finish("13_sweep", __doc__, figure)

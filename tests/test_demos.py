@@ -1,0 +1,53 @@
+"""Every demo's quick version holds its claims; the runner makes an index page and the README's gallery."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NAMES = [script.stem for script in sorted((ROOT / "demos").glob("[0-9]*.py"))]
+
+
+def run(*flags):
+    return subprocess.run([sys.executable, "-m", "demos", *flags], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_demo(name, tmp_path):
+    done = run(name, "--quick", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    verdict = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    assert verdict["claims"]
+    assert all(claim["holds"] for claim in verdict["claims"])
+    assert verdict["claims"][0]["measured"] in done.stdout
+    for picture in (f"{name}.png", f"{name}-small.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert f'src="{name}.png"' in page
+    assert page.count("<section") == 1
+
+
+def test_names_that_are_no_demos():
+    done = run("nonsense")
+    assert done.returncode == 2
+    assert "no demo has 'nonsense' in its name; there are 01_scale_invariance" in done.stderr
+
+
+def test_the_readme_shows_every_demo():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"\]\(docs/gallery/(.*)\.png\)", readme) == NAMES
+    for name in NAMES:
+        assert (ROOT / "docs" / "gallery" / f"{name}.png").exists()
+        assert f"(demos/{name}.py)" in readme
+
+
+def test_a_claim_that_does_not_hold_fails_the_demo(tmp_path):
+    code = "import lab; lab.claim('pigs fly', 'no pig', False); lab.finish('x', 'Pigs.', lab.figure()[0])"
+    done = subprocess.run([sys.executable, "-c", code, "--output", str(tmp_path)], cwd=ROOT / "demos", capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "verdict:  DOES NOT HOLD" in done.stdout
+    assert json.loads((tmp_path / "x.json").read_text())["claims"][0]["holds"] is False
