@@ -70,7 +70,7 @@ for probes, label in ((exact, "eps = 0"), (usual, "eps = 1e-5")):
     left.loglog(scales, [max(p.gradient_gap, 1e-17) for p in probes], "s--", label=f"c · gradient, {label}")
 left.set(xlabel="all convolutions times c", ylabel="relative change", ylim=(1e-17, 1e6), title="A PreResNet's weights, scaled")
 left.legend(loc="upper right")
-grid = np.linspace(-0.9, 1.7, 400), np.linspace(-0.1, 1.9, 340)
+grid = np.linspace(-0.9, 2.2, 400), np.linspace(-0.1, 1.9, 340)
 right.contourf(*grid, loss(*np.meshgrid(*grid)), levels=30, cmap="YlGnBu", alpha=0.6)
 for a, b in zip(paths["with weight decay"], paths["without, growing lr"], strict=True):
     right.plot(*zip((0, 0), max(a, b, key=np.linalg.norm), strict=True), color="black", linewidth=0.4)
@@ -78,9 +78,9 @@ for (label, path), marker in zip(paths.items(), "^so", strict=True):
     right.plot(*path.T, marker=marker, markersize=5, label=label)
 around = np.array([[r * np.cos(a), r * np.sin(a)] for r in (0.5, 0.9, 1.5) for a in (1.25, 2.0)])
 right.quiver(*around.T, *-np.array([gradient(w) for w in around]).T, angles="xy", scale=9, width=0.006, label="-gradient")
-right.set(xlim=(-0.9, 1.7), ylim=(-0.1, 1.9), aspect="equal", xlabel="w₁", ylabel="w₂", title="A loss of two weights")
+right.set(xlim=(-0.9, 2.2), ylim=(-0.1, 1.9), aspect="equal", xlabel="w₁", ylabel="w₂", title="A loss of two weights")
 right.grid(visible=False)
-right.legend(loc="lower left", fontsize=11, frameon=True)
+right.legend(loc="lower right", fontsize=11, frameon=True)
 
 # %%
 worst = max(max(p.value_gap, p.gradient_gap, p.inner_product) for p in exact)

@@ -47,6 +47,10 @@ for i, ((lr, decay), r) in enumerate(zip(settings, results, strict=True)):
 for axis, unit, title in ((axes[1], "rad", "angle per step"), (axes[2], "", "norm |w|")):
     ends = np.array(axis.get_xlim())
     axis.plot(ends, ends, "k:", linewidth=1)
+    axis.xaxis.set_minor_formatter("")
+    axis.yaxis.set_minor_formatter("")
+    axis.set_xticks(ticks := [r for r in (0.01, 0.02, 0.03, 5, 10, 20, 30) if ends[0] < r < ends[1]], map(str, ticks))
+    axis.set_yticks(ticks, map(str, ticks))
     axis.set(xlabel=f"predicted {unit}", ylabel=f"measured {unit}", title=title)
 axes[0].set(xlabel="step", title="angle per step [rad]\n(dotted: predicted)")
 axes[1].legend(fontsize=9)

@@ -6,6 +6,7 @@ gradient then falls as T^-1/2 or faster.
 
 # %%
 import lab
+import matplotlib as mpl
 import numpy as np
 
 from minibn.convergence import fixed_rate
@@ -16,9 +17,10 @@ result = fixed_rate(rates, lab.size(100_000, 20_000), rng=np.random.default_rng(
 
 # %%
 figure, (left, right) = lab.figure(width=11, height=4.6)
-for rate, gradient, norm in zip(rates, result.smallest_gradient, result.norm, strict=True):
-    left.loglog(result.steps, gradient, label=f"lr {rate:g}")
-    right.loglog(result.steps, rate / norm**2)
+colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(rates)))
+for rate, gradient, norm, color in zip(rates, result.smallest_gradient, result.norm, colors, strict=True):
+    left.loglog(result.steps, gradient, color=color, label=f"lr {rate:g}")
+    right.loglog(result.steps, rate / norm**2, color=color)
 left.loglog(result.steps, result.steps**-0.5, "k:", label="T^(-1/2)")
 left.set(xlabel="step T", title="smallest gradient so far, on the unit sphere", ylim=(1e-5, 3))
 left.legend(fontsize=10, loc="lower left")

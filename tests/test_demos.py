@@ -47,7 +47,8 @@ def test_the_readme_shows_every_demo():
 
 def test_a_claim_that_does_not_hold_fails_the_demo(tmp_path):
     code = "import lab; lab.claim('pigs fly', 'no pig', False); lab.finish('x', 'Pigs.', lab.figure()[0])"
-    done = subprocess.run([sys.executable, "-c", code, "--output", str(tmp_path)], cwd=ROOT / "demos", capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, "--output", str(tmp_path)], cwd=ROOT / "demos",
+                          capture_output=True, text=True)
     assert done.returncode == 1
     assert "verdict:  DOES NOT HOLD" in done.stdout
     assert json.loads((tmp_path / "x.json").read_text())["claims"][0]["holds"] is False
