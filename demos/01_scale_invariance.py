@@ -64,7 +64,7 @@ paths = {"gradient descent": descend(schedules.constant(learning_rate), steps),
          "without, growing lr": descend(remove_weight_decay(schedules.constant(learning_rate, weight_decay=weight_decay)), steps)}
 
 # %%
-figure, (left, right) = lab.figure(width=11, height=5)
+figure, (left, right) = lab.figure(width=9.5, height=5)
 for probes, label in ((exact, "eps = 0"), (usual, "eps = 1e-5")):
     left.loglog(scales, [max(p.value_gap, 1e-17) for p in probes], "o-", label=f"logits, {label}")
     left.loglog(scales, [max(p.gradient_gap, 1e-17) for p in probes], "s--", label=f"c · gradient, {label}")

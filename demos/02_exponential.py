@@ -19,7 +19,7 @@ with_decay = experiment.run(constant, description="constant lr, weight decay").h
 without = experiment.run(exponential, description="growing lr").history
 
 # %%
-figure, axes = lab.figure(1, 3, width=12)
+figure, axes = lab.figure(1, 3, width=10)
 epoch = with_decay["step"] / constant.steps_per_epoch
 for history, label, style in ((with_decay, "constant lr, weight decay", lab.WIDE),
                               (without, "growing lr, none", {})):

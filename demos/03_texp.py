@@ -17,7 +17,7 @@ runs = {name: experiment.run(experiment.Experiment(schedule=name, **settings), d
         for name, label in labels.items()}
 
 # %%
-figure, axes = lab.figure(1, 3, width=12)
+figure, axes = lab.figure(1, 3, width=10)
 per_epoch = experiment.Experiment(**settings).steps_per_epoch
 for (name, run), style in zip(runs.items(), (lab.WIDE, {}, {"linestyle": "--"}), strict=True):
     history = run.history

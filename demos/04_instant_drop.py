@@ -5,8 +5,6 @@ it the angle by which the weights turn each step. A lasting change needs another
 """
 
 # %%
-from dataclasses import replace
-
 import lab
 import numpy as np
 
@@ -17,18 +15,14 @@ epochs = lab.size(48, 26)
 settings = experiment.Experiment(affine=False, fixed=True, width=lab.size(16, 4), epochs=epochs, schedule="exponential")
 drop = settings.steps // 3
 
-
-def dropped():
-    """The exponential schedule, all learning rates from step `drop` on divided by 10."""
-    return (replace(s, lr=s.lr / 10) if t >= drop else s for t, s in enumerate(settings.invariant()))
-
-
-texp = equivalence.texp([(drop, 0.1), (np.inf, 0.01)], momentum=settings.momentum, weight_decay=settings.weight_decay)
-runs = {"growth all along": settings.invariant(), "lr / 10 once": dropped(), "growth rate changed (TEXP)": texp}
+phases = {"phases": [(drop, settings.lr), (np.inf, settings.lr / 10)], "momentum": settings.momentum,
+          "weight_decay": settings.weight_decay}
+runs = {"growth all along": settings.invariant(), "lr / 10 once": equivalence.instant_drops(**phases),
+        "growth rate changed (TEXP)": equivalence.texp(**phases)}
 histories = {label: experiment.run(settings, schedule, description=label).history for label, schedule in runs.items()}
 
 # %%
-figure, axes = lab.figure(1, 3, width=12)
+figure, axes = lab.figure(1, 3, width=10)
 width = settings.steps_per_epoch
 columns = {"lr/invariant": "learning rate", "effective_lr/invariant": "effective lr, lr / |w|²",
            "angle/invariant": "angle turned per step [rad]"}

@@ -33,7 +33,7 @@ def train(name, seed):
 runs = {name: [train(name, seed) for seed in seeds] for name in labels}
 
 # %%
-figure, axes = lab.figure(1, 3, width=12)
+figure, axes = lab.figure(1, 3, width=10)
 per_epoch = len(noisy) // batch
 for i, (name, results) in enumerate(runs.items()):
     for j, (history, _) in enumerate(results):

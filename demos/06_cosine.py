@@ -17,7 +17,7 @@ one = experiment.run(usual, description="cosine, weight decay")
 other = experiment.run(experiment.Experiment(convert=True, **settings), description="its counterpart")
 
 # %%
-figure, axes = lab.figure(1, 3, width=12)
+figure, axes = lab.figure(1, 3, width=10)
 for run, label, style in ((one, "cosine, weight decay", lab.WIDE), (other, "counterpart, none", {})):
     epoch = run.history["step"] / usual.steps_per_epoch
     axes[0].semilogy(epoch, run.history["loss"], label=label, **style)

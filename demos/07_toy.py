@@ -44,7 +44,7 @@ for start in range(0, 3000, 250):
     exceeded += [both.error[i, start : start + int(n) + 1].max() > epsilon / np.pi for i, n in enumerate(windows[-1])]
 
 # %%
-figure, (left, right) = lab.figure(width=12, height=5)
+figure, (left, right) = lab.figure(width=10, height=5)
 for label, run in runs.items():
     left.loglog(run.steps, np.median(run.error, axis=0), label=label)
 left.axhline(epsilon / np.pi, color="black", linestyle=":", label="Theorem 3.1: exceeded again and again")

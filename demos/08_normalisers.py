@@ -29,7 +29,7 @@ def train(norm, converted):
 runs = {norm: (train(norm, False), train(norm, True)) for norm in NORMS}
 
 # %%
-figure, (left, right) = lab.figure(width=11)
+figure, (left, right) = lab.figure(width=9.5)
 gaps = {}
 for i, (norm, (usual, converted)) in enumerate(runs.items()):
     gap = np.abs(usual["loss"] - converted["loss"])

@@ -36,7 +36,7 @@ for t in trange(steps, desc="steps"):
         log_norm.append(math.log10(np.linalg.norm(parameter.data)) - exponent * math.log10(2))
 
 # %%
-figure, (left, right) = lab.figure(width=11)
+figure, (left, right) = lab.figure(width=9.5)
 at = np.arange(0, steps, 100) / 1000
 left.plot(at, log_lr, label="learning rate")
 left.plot(at, log_norm, label="|w|")

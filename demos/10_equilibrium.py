@@ -37,7 +37,7 @@ for lr, decay in settings:
                     "predicted norm": monitor.predicted_norm(lr, 0.9, decay, np.mean(squares)), "history": history})
 
 # %%
-figure, axes = lab.figure(1, 3, width=12)
+figure, axes = lab.figure(1, 3, width=10)
 for i, ((lr, decay), r) in enumerate(zip(settings, results, strict=True)):
     label, history = f"lr {lr:g}, wd {decay:g}", r["history"]
     axes[0].semilogy(np.convolve(history["angle/invariant"], np.ones(44) / 44, "valid"), color=f"C{i}", linewidth=1)

@@ -64,7 +64,7 @@ early = invariance.symmetries(build("early shortcut", "batch", True))
 print(early.explain("stem.weight"), "\n")
 
 # %%
-figure, axis = lab.figure(1, 1, width=11, height=5.2)
+figure, axis = lab.figure(1, 1, width=9.5, height=5.2)
 axis.imshow(answers, cmap="RdYlGn", vmin=-0.4, vmax=1.4, aspect="auto", alpha=0.6)
 for (i, j), text in table.items():
     axis.text(j, i, text, ha="center", va="center", fontsize=11)

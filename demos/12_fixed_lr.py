@@ -16,7 +16,7 @@ rates = np.logspace(-2, 4, 7)
 result = fixed_rate(rates, lab.size(100_000, 20_000), rng=np.random.default_rng(0))
 
 # %%
-figure, (left, right) = lab.figure(width=11, height=4.6)
+figure, (left, right) = lab.figure(width=9.5, height=4.6)
 colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(rates)))
 for rate, gradient, norm, color in zip(rates, result.smallest_gradient, result.norm, colors, strict=True):
     left.loglog(result.steps, gradient, color=color, label=f"lr {rate:g}")

@@ -26,7 +26,9 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>minibn: demos</title>
 <style>body {{ font: 1rem/1.5 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }}
-img {{ width: 100%; height: auto }} section {{ margin: 3rem 0 }} .no {{ color: #b00; font-weight: bold }}
+img {{ width: 100%; min-width: 40rem; height: auto }} section {{ margin: 3rem 0 }}
+section a {{ display: block; overflow-x: auto }}
+.no {{ color: #b00; font-weight: bold }}
 td {{ vertical-align: top; padding: .2rem .6rem .2rem 0 }} small {{ color: #666 }}</style></head>
 <body><h1>minibn: demos</h1>
 <p>Li &amp; Arora, <i>An Exponential Learning Rate Schedule for Deep Learning</i> (ICLR 2020), claim by claim.</p>

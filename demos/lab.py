@@ -18,7 +18,7 @@ _start = time.perf_counter()
 _claims = []
 
 mpl.rcParams.update({
-    "font.size": 14, "axes.titlesize": 14, "legend.fontsize": 12, "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.3,
+    "font.size": 14, "axes.titlesize": 14, "legend.fontsize": 11, "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.3,
     "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 2, "figure.constrained_layout.use": True,
     "axes.prop_cycle": cycler(color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"])})
 WIDE = {"linewidth": 6, "alpha": 0.35}  # for the first of two curves that lie on top of each other

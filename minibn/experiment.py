@@ -19,7 +19,8 @@ MODELS = {"mlp": models.mlp, "vgg": models.vgg, "resnet": models.resnet, "preres
 # name: (the schedule with weight decay, and its form in the paper without weight decay, or None)
 SCHEDULES = {"constant": ("constant", None), "step": ("step", None), "cosine": ("cosine", None),
              "exponential": ("constant", equivalence.texp_plus_plus), "texp": ("step", equivalence.texp),
-             "texp++": ("step", equivalence.texp_plus_plus), "texp--": ("step", equivalence.texp_minus_minus)}
+             "texp++": ("step", equivalence.texp_plus_plus), "texp--": ("step", equivalence.texp_minus_minus),
+             "instant-drop": ("step", equivalence.instant_drops)}
 
 
 def _flag(default, text, choices=None):
@@ -53,7 +54,7 @@ class Experiment:
     eps: float = _flag(0.0, "added to the variance; 0 makes the network exactly scale-invariant")
     affine: bool = _flag(True, "give the normalisations γ and β")
     fixed: bool = _flag(False, "leave all but the scale-invariant weights as they start, as the paper does")
-    schedule: str = _flag("step", "of the scale-invariant weights; the last four have no weight decay", SCHEDULES)
+    schedule: str = _flag("step", "of the scale-invariant weights; those after cosine have no weight decay", SCHEDULES)
     convert: bool = _flag(False, "remove the weight decay from constant, step or cosine, exactly")
     milestones: tuple | None = _flag(None, "epochs at which lr drops; 1/2 and 3/4 of training if not given")
     factor: float = _flag(0.1, "by which lr drops")

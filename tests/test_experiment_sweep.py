@@ -55,6 +55,21 @@ def test_schedules_are_those_of_the_paper():
     assert [s.lr for s in islice(one.usual(), 9, 11)] == [0.1, pytest.approx(0.01)]
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_instant_drops_are_longer_weights(momentum):
+    """lr of an exponential schedule times 1/4 at step 5 is the schedule itself with weights twice as long from there on."""
+    phases = [(5, 0.1), (float("inf"), 0.025)]
+    dropped = list(islice(equivalence.instant_drops(phases, momentum=momentum, weight_decay=2e-3), 9))
+    plain = list(islice(equivalence.exponential_equivalent(0.1, momentum, 2e-3), 9))
+    assert [s.lr for s in dropped] == pytest.approx([s.lr / (4 if t >= 5 else 1) for t, s in enumerate(plain)], rel=1e-15)
+    assert [s.kick for s in dropped] == [s.kick for s in plain]
+    with pytest.raises(ValueError, match="needs a first lr above 0, got 0"):
+        equivalence.instant_drops([(5, 0.0)], momentum=0.0, weight_decay=0.0)
+    one = Experiment(schedule="instant-drop", milestones=(1,), epochs=2, batch=287)
+    assert list(islice(one.invariant(), 9)) == list(islice(equivalence.instant_drops(
+        [(5, 0.1), (float("inf"), 0.1 * 0.1)], momentum=0.9, weight_decay=5e-3), 9))
+
+
 def test_fixed_leaves_the_rest_where_it_starts():
     one = Experiment(**TINY, fixed=True)
     before, after = one.network().state_dict(), experiment.run(one, progress=False).model.state_dict()

@@ -8,11 +8,13 @@ depend on the scale of the weights, SGD with weight decay is SGD without, at a l
 from minibn.equivalence.closed_forms import (
     exponential_equivalent,
     fixed_point,
+    instant_drops,
     texp,
     texp_minus_minus,
     texp_plus_plus,
 )
 from minibn.equivalence.streams import Frame, add_weight_decay, frame_after, remove_weight_decay
 
-__all__ = ["Frame", "add_weight_decay", "exponential_equivalent", "fixed_point", "frame_after", "remove_weight_decay", "texp",
+__all__ = ["Frame", "add_weight_decay", "exponential_equivalent", "fixed_point", "frame_after", "instant_drops",
+           "remove_weight_decay", "texp",
            "texp_minus_minus", "texp_plus_plus"]

@@ -1,4 +1,4 @@
-"""The paper's own schedules: constant learning rate (Theorem 1.1), TEXP, TEXP++ and TEXP--.
+"""The paper's own schedules: constant learning rate (Theorem 1.1), TEXP, TEXP++, TEXP-- and instant drops.
 
 Within a phase of constant lr η and weight decay λ the recurrence of `streams` has a fixed point: each step multiplies P
 by the same α, and κ stays. These schedules are in that frame from a phase's first step. What the recurrence reaches only
@@ -6,7 +6,8 @@ after some 1/(1 - γ) steps they reach at once, by a kick to the velocity, or, i
 """
 
 import math
-from itertools import count
+from dataclasses import replace
+from itertools import chain, count, repeat
 
 from minibn.optim import Step
 
@@ -133,6 +134,27 @@ def texp_minus_minus(phases, *, momentum, weight_decay):
         raise ValueError(f"texp_minus_minus needs a first lr above 0, got {first}")
     decays = [weight_decay * lr / first for _, lr in phases]
     return _tapered([(steps, first) for steps, _ in phases], decays, momentum, kicks=True)
+
+
+def instant_drops(phases, *, momentum, weight_decay):
+    """The first phase's exponential schedule for ever, only its lr multiplied by η_{I+1}/η_I at each switch (paper, figure 3).
+
+    The counterpart of TEXP--: the instant drop without a change of the growth rate α_0^-2. It equals lr η_0 throughout with
+    weights that are made longer once, by sqrt(η_I/η_{I+1}): weight decay soon brings them back, and with them the effective lr.
+
+    Arguments, errors and what is yielded are those of `texp_plus_plus`; the first lr must be above 0.
+
+    Example:
+        >>> [round(s.lr, 4) for s in instant_drops([(2, 0.1), (2, 0.01)], momentum=0.0, weight_decay=0.5)]
+        [0.1053, 0.1166, 0.0129, 0.0143]
+    """
+    phases = _checked(phases)
+    first = phases[0][1]
+    if not first > 0:
+        raise ValueError(f"instant_drops needs a first lr above 0, got {first}")
+    growing = texp_plus_plus([(sum(steps for steps, _ in phases), first)], momentum=momentum, weight_decay=weight_decay)
+    factors = chain.from_iterable(repeat(lr / first, *([] if steps == math.inf else [int(steps)])) for steps, lr in phases)
+    return (replace(step, lr=step.lr * factor) for step, factor in zip(growing, factors, strict=False))
 
 
 def _checked(phases):
