@@ -18,7 +18,7 @@ drop = settings.steps // 3
 phases = {"phases": [(drop, settings.lr), (np.inf, settings.lr / 10)], "momentum": settings.momentum,
           "weight_decay": settings.weight_decay}
 runs = {"growth all along": settings.invariant(), "lr / 10 once": equivalence.instant_drops(**phases),
-        "growth rate changed (TEXP)": equivalence.texp(**phases)}
+        "TEXP": equivalence.texp(**phases)}
 histories = {label: experiment.run(settings, schedule, description=label).history for label, schedule in runs.items()}
 
 # %%

@@ -41,7 +41,7 @@ for i, (name, results) in enumerate(runs.items()):
         axes[0].semilogy(history["step"] / per_epoch, history["lr/invariant"], **style)
         axes[1].semilogy(history["step"] / per_epoch, history["effective_lr/invariant"], **style)
         axes[2].plot(np.arange(1, epochs + 1), history["loss"].reshape(-1, per_epoch).mean(axis=1), **style)
-for axis, title in zip(axes, ("learning rate", "effective lr, lr / |w|²", "training loss, mean of the epoch"), strict=True):
+for axis, title in zip(axes, ("learning rate", "effective lr, lr / |w|²", "training loss per epoch"), strict=True):
     axis.set(xlabel="epoch", title=title)
 axes[0].legend()
 

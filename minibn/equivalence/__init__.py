@@ -16,5 +16,4 @@ from minibn.equivalence.closed_forms import (
 from minibn.equivalence.streams import Frame, add_weight_decay, frame_after, remove_weight_decay
 
 __all__ = ["Frame", "add_weight_decay", "exponential_equivalent", "fixed_point", "frame_after", "instant_drops",
-           "remove_weight_decay", "texp",
-           "texp_minus_minus", "texp_plus_plus"]
+           "remove_weight_decay", "texp", "texp_minus_minus", "texp_plus_plus"]
