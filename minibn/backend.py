@@ -8,6 +8,7 @@ the same lines. What the standard lacks is here under a name of its own.
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 from array_api_compat import (
@@ -24,7 +25,7 @@ from threadpoolctl import threadpool_limits
 __all__ = ["array_namespace", "asarray", "convert", "dtype_name", "is_finite", "map_chunks", "norm", "sum_rows",
            "threads", "to_numpy"]
 
-_pool = None  # the thread pool of the surrounding `threads` block, if any
+_pool = ContextVar("pool", default=None)  # the thread pool of the surrounding `threads` block; each thread has its own
 
 
 @contextmanager
@@ -43,18 +44,17 @@ def threads(count=None):
     Raises:
         ValueError: `count` is below 1.
     """
-    global _pool
     if count is not None and count < 1:
         raise ValueError(f"threads: count must be at least 1, got {count}")
-    if count is None and _pool is not None:
+    if count is None and _pool.get() is not None:
         yield
         return
-    outer = _pool
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count or _cores()) as _pool:
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count or _cores()) as pool:
+        token = _pool.set(pool)
         try:
             yield
         finally:
-            _pool = outer
+            _pool.reset(token)
 
 
 def _cores():
@@ -76,9 +76,10 @@ def map_chunks(function, x, numbers_per_item, chunk_bytes=2**19):
     length = x.shape[0]
     size = max(1, chunk_bytes // (x.itemsize * numbers_per_item) if is_numpy_array(x) else length)
     slices = [slice(start, min(start + size, length)) for start in range(0, length, size)]
-    if _pool is None or len(slices) == 1:
+    pool = _pool.get()
+    if pool is None or len(slices) == 1:
         return [function(s) for s in slices]
-    return list(_pool.map(function, slices))
+    return list(pool.map(function, slices))
 
 
 def sum_rows(x):

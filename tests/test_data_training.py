@@ -2,6 +2,8 @@
 
 import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibn import checkpoint, data, models, nn, schedules
+from minibn import backend, checkpoint, data, models, nn, schedules
 from minibn.equivalence import remove_weight_decay
 from minibn.history import History
 from minibn.optim import SGD
@@ -155,6 +157,23 @@ def test_threads_do_not_change_a_bit():
         run = Run()
         results.append(run.everything(run.fit(threads=threads)))
     assert_same_bits(*results)
+
+
+def test_a_block_of_threads_is_of_its_own_thread():
+    """As on a Dask worker with several threads: where one run ends, it does not take the pool of another with it."""
+    x = np.zeros((8, 2**17), dtype=np.float32)  # 8 chunks
+
+    def where(_):
+        return threading.get_ident()
+
+    with backend.threads(2), ThreadPoolExecutor(1) as other:
+        assert threading.get_ident() not in backend.map_chunks(where, x, x.shape[1])
+        own = other.submit(threading.get_ident).result()
+        assert set(other.submit(backend.map_chunks, where, x, x.shape[1]).result()) == {own}
+        run = Run()
+        other.submit(run.fit, epochs=1, threads=1).result()
+        assert threading.get_ident() not in backend.map_chunks(where, x, x.shape[1])
+    assert set(backend.map_chunks(where, x, x.shape[1])) == {threading.get_ident()}
 
 
 def test_training_learns_and_history_holds_what_happened(capsys):
