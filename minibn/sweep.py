@@ -66,7 +66,7 @@ def run(function, configurations, path, executor, *, retry=False, progress=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file, tqdm(total=len(wanted), initial=len(wanted) - len(todo), desc=path.name,
                                         disable=not progress) as bar:
-        file.truncate(_whole_lines(path))
+        file.truncate(len(_whole_lines(path)))
         futures = {executor.submit(_record, function, configuration): key for key, configuration in todo.items()}
         try:
             for future in as_completed(futures):
@@ -93,9 +93,8 @@ def read(path):
         ValueError: another line is not a record.
     """
     path = Path(path)
-    lines = path.read_bytes()[: _whole_lines(path)].splitlines() if path.exists() else []
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_whole_lines(path).splitlines(), 1):
         try:
             record = json.loads(line)
             if not isinstance(record["configuration"], dict) or ("result" in record) == ("error" in record):
@@ -129,5 +128,6 @@ def _key(configuration):
 
 
 def _whole_lines(path):
-    """Bytes up to the last line's end."""
-    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+    """The file's bytes up to its last line's end; none if it is missing."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]

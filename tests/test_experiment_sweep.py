@@ -251,17 +251,3 @@ def test_on_a_dask_cluster(tmp_path, capsys):
         assert main([*FLAGS, "--output", str(tmp_path / "sweep.jsonl"), "--dask", cluster.scheduler_address]) == 0
     assert "4 runs, 0 failed" in capsys.readouterr().out
     assert [r["configuration"]["seed"] for r in sweep.read(tmp_path / "sweep.jsonl")].count(1) == 2
-
-
-@pytest.mark.parametrize(("flags", "message"), [
-    (["sweep", "--norm", "none"], "invalid choice: 'none'"), (["sweep", "--lr", "-1"], "lr=-1"),
-    (["train", "--data", "cifar10", "--path", "no/such"], "no CIFAR-10 at no/such: it does not exist. Download"),
-    (["train", "--batch", "100000"], "batch_size must lie between 1 and the number of examples, 1437"),
-    (["train", "--depth", "9"], "depth must be 6n + 2"),
-])
-def test_bad_flags(flags, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit_:
-        main(flags)
-    assert exit_.value.code == 2
-    assert message in capsys.readouterr().err

@@ -57,6 +57,10 @@ def test_exit_status_1_when_the_runs_differ(tmp_path, capsys, monkeypatch):
     (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
     (["--lr", "1", "--weight-decay", "1", "--quiet"], "cannot be converted: lr=0.0"),
     (["--output", __file__, "--quiet"], "File exists"),
+    (["sweep", "--norm", "none"], "invalid choice: 'none'"), (["sweep", "--lr", "-1"], "lr=-1"),
+    (["train", "--data", "cifar10", "--path", "no/such"], "no CIFAR-10 at no/such: it does not exist. Download"),
+    (["train", "--batch", "100000"], "batch_size must lie between 1 and the number of examples, 1437"),
+    (["train", "--depth", "9"], "depth must be 6n + 2"),
 ])
 def test_bad_flags(flags, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

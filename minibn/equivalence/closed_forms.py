@@ -129,9 +129,7 @@ def texp_minus_minus(phases, *, momentum, weight_decay):
         [0.1053, 0.1166, 0.1234, 0.1246]
     """
     phases = _checked(phases)
-    first = phases[0][1]
-    if not first > 0:
-        raise ValueError(f"texp_minus_minus needs a first lr above 0, got {first}")
+    first = _first_lr("texp_minus_minus", phases)
     decays = [weight_decay * lr / first for _, lr in phases]
     return _tapered([(steps, first) for steps, _ in phases], decays, momentum, kicks=True)
 
@@ -149,9 +147,7 @@ def instant_drops(phases, *, momentum, weight_decay):
         [0.1053, 0.1166, 0.0129, 0.0143]
     """
     phases = _checked(phases)
-    first = phases[0][1]
-    if not first > 0:
-        raise ValueError(f"instant_drops needs a first lr above 0, got {first}")
+    first = _first_lr("instant_drops", phases)
     growing = texp_plus_plus([(sum(steps for steps, _ in phases), first)], momentum=momentum, weight_decay=weight_decay)
     factors = chain.from_iterable(repeat(lr / first, *([] if steps == math.inf else [int(steps)])) for steps, lr in phases)
     return (replace(step, lr=step.lr * factor) for step, factor in zip(growing, factors, strict=False))
@@ -162,6 +158,14 @@ def _checked(phases):
     if not phases or any(not steps >= 1 or (steps != math.inf and steps != int(steps)) for steps, _ in phases):
         raise ValueError(f"phases must be a list of (steps, lr) with whole numbers of steps of at least 1, got {phases}")
     return phases
+
+
+def _first_lr(name, phases):
+    """η_0, which the other phases' lr are divided by."""
+    first = phases[0][1]
+    if not first > 0:
+        raise ValueError(f"{name} needs a first lr above 0, got {first}")
+    return first
 
 
 def _tapered(phases, decays, momentum, kicks):
