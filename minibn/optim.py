@@ -4,9 +4,9 @@ A *schedule* is any iterable of `Step`: a generator, a list, an `itertools.islic
 training is, and a conversion (`minibn.equivalence`) is a generator that reads one schedule and yields another.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import islice
+from math import frexp, inf
 
 from minibn import backend
 from minibn.backend import array_namespace
@@ -48,10 +48,9 @@ class Step:
     shrink: float = 0.0
 
     def __post_init__(self):
-        total = self.lr + self.momentum + self.weight_decay + self.kick + self.rescale + self.lookahead + self.shrink
-        good = (math.isfinite(total) and self.lr >= 0 and self.momentum >= 0 and self.weight_decay >= 0
-                and self.rescale > 0 and math.frexp(self.rescale)[0] == 0.5 and self.lookahead > -1
-                and 0 <= self.shrink < 1)
+        good = (0 <= self.lr < inf and 0 <= self.momentum < inf and 0 <= self.weight_decay < inf and -inf < self.kick < inf
+                and (self.rescale == 1 or (0 < self.rescale < inf and frexp(self.rescale)[0] == 0.5))
+                and -1 < self.lookahead < inf and 0 <= self.shrink < 1)  # NaN is in no range
         if not good:
             raise ValueError("a Step needs finite lr, momentum and weight_decay of at least 0, a finite kick, rescale a "
                              f"power of two, lookahead above -1 and 0 <= shrink < 1; got {self}")

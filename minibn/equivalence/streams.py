@@ -30,15 +30,15 @@ Adaptive methods (Adam, AdamW) do not map in this way: their averages mix gradie
 """
 
 import math
-from dataclasses import dataclass, replace
 from itertools import repeat
 from numbers import Real
+from operator import itemgetter
+from typing import NamedTuple
 
 from minibn.optim import Step
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """The change of variables `w̃ = w / P, ṽ = P (v - κ w) / q` between a run with and one without weight decay.
 
     `Frame()` is the identity: where every conversion starts.
@@ -63,7 +63,10 @@ class Frame:
         return weight, velocity * (self.q / self.scale) + self.kappa * weight
 
 
-def remove_weight_decay(schedule, *, band=2.0**32, frame=Frame()):
+IDENTITY = Frame()
+
+
+def remove_weight_decay(schedule, *, band=2.0**32, frame=IDENTITY):
     """The schedule without weight decay that trains every scale-invariant network as `schedule` does.
 
     With P_0 = 1 and κ_0 = 0, for heavy-ball momentum (the general case: top of this file),
@@ -95,10 +98,10 @@ def remove_weight_decay(schedule, *, band=2.0**32, frame=Frame()):
         [0.1053, 0.1166, 0.1292]
     """
     _check_band(band)
-    return (step for step, _ in _removing(schedule, band, frame))
+    return map(itemgetter(0), _removing(schedule, band, frame))
 
 
-def frame_after(schedule, steps, *, band=2.0**32, frame=Frame()):
+def frame_after(schedule, steps, *, band=2.0**32, frame=IDENTITY):
     """The `Frame` of `remove_weight_decay(schedule, band=band, frame=frame)` after `steps` steps.
 
     With it a run can change its form at any step and end in the same network:
@@ -114,10 +117,10 @@ def frame_after(schedule, steps, *, band=2.0**32, frame=Frame()):
         if pair is None:
             raise ValueError(f"the schedule has {done} steps, there is no frame after {steps}")
         frame = pair[1]
-    return frame
+    return Frame(*frame)
 
 
-def add_weight_decay(schedule, weight_decay, *, shrink=0.0, frame=Frame()):
+def add_weight_decay(schedule, weight_decay, *, shrink=0.0, frame=IDENTITY):
     """The schedule with the given weight decay that trains every scale-invariant network as `schedule` does.
 
     The inverse of `remove_weight_decay`, for any target λ and δ. For heavy-ball momentum, with `s = η̃_t P_t²`,
@@ -154,65 +157,76 @@ def _check_band(band):
 
 
 def _removing(schedule, band, frame):
-    """Yield (converted step, frame after it)."""
+    """Yield (converted step, (P, κ, q) after it)."""
     for t, step in enumerate(schedule):
-        frame = _absorb(frame, step)
-        rescale = 1.0
-        if band and not 1 / band <= frame.scale <= band:
-            rescale = 2.0 ** (math.frexp(frame.scale)[1] - 1)  # w̃ = w / P: scale both w̃ and 1 / P
-            frame = replace(frame, scale=frame.scale / rescale)
-        converted, frame = _remove(step, frame, t)
-        yield replace(converted, rescale=rescale), frame
+        pair = remove_step(step, frame, band, t)
+        frame = pair[1]
+        yield pair
 
 
-def _absorb(frame, step):
-    """The frame after the step's own rescale c (w <- c w, v <- v / c) and kick k (v <- v + k w): w̃ and ṽ stay."""
-    c = step.rescale
-    return replace(frame, scale=frame.scale * c, kappa=frame.kappa / c**2 + step.kick)
+def remove_step(step, frame, band=None, t=0):
+    """One step of `remove_weight_decay`: (`Step`, frame) -> (converted Step, frame after it), a frame being (P, κ, q).
 
-
-def _remove(step, frame, t):
-    """One step of the recurrence: (converted step, next frame); the derivation is at the top of this file."""
+    First the step's own rescale c (w <- c w, v <- v / c) and kick k (v <- v + k w) go into the frame: w̃ and ṽ stay. The
+    rest is derived at the top of this file. Arguments and errors as in `remove_weight_decay`; t is the step's number in them.
+    """
     lr, momentum, decay, lookahead = step.lr, step.momentum, step.weight_decay, step.lookahead
-    drag = decay + momentum * frame.kappa
+    scale, kappa, q = frame
+    if step.rescale != 1 or step.kick:
+        scale, kappa = scale * step.rescale, kappa / step.rescale**2 + step.kick
+    rescale = 1.0
+    if band and not 1 / band <= scale <= band:
+        rescale = 2.0 ** (math.frexp(scale)[1] - 1)  # w̃ = w / P: scale both w̃ and 1 / P
+        scale /= rescale
+    drag = decay + momentum * kappa
     b = 1 - step.shrink - lr * lookahead * decay
     alpha = b - lr * drag
-    q = b + lr * lookahead * drag
-    if not min(alpha, b, q) > 0:
+    new_q = b + lr * lookahead * drag
+    if not (alpha > 0 and b > 0 and new_q > 0):
         raise ValueError(
             f"step {t} cannot be converted: lr={lr} times the decay of the weights ({drag:.4g} for each unit of velocity, "
             f"from weight_decay={decay} and momentum={momentum}; shrink={step.shrink}) would multiply the weights by "
             f"alpha={alpha:.4g}, which must be above 0. Lower the learning rate or the weight decay.")
-    scale = alpha * frame.scale
-    denominator = b * frame.scale * scale
-    new_lr = lr * q / denominator if denominator else math.inf
-    if not math.isfinite(new_lr):
+    new_scale = alpha * scale
+    denominator = b * scale * new_scale
+    new_lr = lr * new_q / denominator if denominator else math.inf
+    if new_lr == math.inf:
         raise OverflowError(f"step {t}: the converted learning rate has left float range (the weights would be "
-                            f"{frame.scale:.3g} times smaller with weight decay); use band=2.0**32, the default")
-    converted = Step(new_lr, momentum * frame.q * b / q, lookahead=lookahead * alpha / q)
-    return converted, Frame(scale, drag / alpha, q)
+                            f"{scale:.3g} times smaller with weight decay); use band=2.0**32, the default")
+    converted = Step(new_lr, momentum * q * b / new_q, 0.0, 0.0, rescale, lookahead * alpha / new_q)
+    return converted, (new_scale, drag / alpha, new_q)
 
 
 def _adding(schedule, decays, shrinks, frame):
-    """Yield the steps with weight decay; the recurrence of `add_weight_decay`."""
+    """Yield the steps with weight decay."""
     for t, (step, decay, shrink) in enumerate(zip(schedule, decays, shrinks, strict=False)):
-        if step.weight_decay or step.shrink:
-            raise ValueError(f"step {t} already has weight_decay={step.weight_decay}, shrink={step.shrink}: "
-                             "apply remove_weight_decay first")
-        scale = frame.scale / step.rescale  # w̃ was multiplied; w stays
-        kappa = frame.kappa - step.kick * frame.q / scale**2  # ṽ was kicked; v stays
-        m, keep = 1 + step.lookahead, 1 - shrink
-        r = step.momentum / (frame.q * m)
-        s = step.lr * m * scale**2
-        shrinkage = 1 + s * (decay + r * kappa)
-        alpha = keep / shrinkage if shrinkage > 0 else 0.0
-        c = alpha * s
-        room = keep - c * decay - c * m * r * kappa
-        if not min(alpha, room) > 0:
-            raise ValueError(f"step {t} (lr={step.lr}, momentum={step.momentum}, lookahead={step.lookahead}) has no equal "
-                             f"with weight_decay={decay}, shrink={shrink}; give a smaller weight decay")
-        lookahead = step.lookahead * keep / room
-        lr, momentum = c / (1 + lookahead), r * (1 + lookahead)
-        restated = Step(lr, momentum, decay, lookahead=lookahead, shrink=shrink)
+        restated, frame = add_step(step, frame, decay, shrink, t)
         yield restated
-        _, frame = _remove(restated, Frame(scale, kappa, frame.q), t)
+
+
+def add_step(step, frame, weight_decay, shrink=0.0, t=0):
+    """One step of `add_weight_decay`: (`Step` without weight decay, frame) -> (Step with it, frame after it), as (P, κ, q).
+
+    First the step's own rescale and kick, which move w̃ and ṽ, go into the frame: w and v stay. Arguments and errors as in
+    `add_weight_decay`; t is the step's number in them.
+    """
+    if step.weight_decay or step.shrink:
+        raise ValueError(f"step {t} already has weight_decay={step.weight_decay}, shrink={step.shrink}: "
+                         "apply remove_weight_decay first")
+    scale, kappa, q = frame
+    if step.rescale != 1 or step.kick:
+        scale /= step.rescale
+        kappa -= step.kick * q / scale**2
+    m, keep = 1 + step.lookahead, 1 - shrink
+    r = step.momentum / (q * m)
+    s = step.lr * m * scale**2
+    shrinkage = 1 + s * (weight_decay + r * kappa)
+    alpha = keep / shrinkage if shrinkage > 0 else 0.0
+    c = alpha * s
+    room = keep - c * weight_decay - c * m * r * kappa
+    if not (alpha > 0 and room > 0):
+        raise ValueError(f"step {t} (lr={step.lr}, momentum={step.momentum}, lookahead={step.lookahead}) has no equal "
+                         f"with weight_decay={weight_decay}, shrink={shrink}; give a smaller weight decay")
+    lookahead = step.lookahead * keep / room
+    restated = Step(c / (1 + lookahead), r * (1 + lookahead), weight_decay, lookahead=lookahead, shrink=shrink)
+    return restated, remove_step(restated, (scale, kappa, q), t=t)[1]
