@@ -5,7 +5,9 @@ array API standard (https://data-apis.org/array-api), so NumPy, CuPy, PyTorch an
 the same lines. What the standard lacks is here under a name of its own.
 """
 
+import math
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,15 +24,15 @@ from array_api_compat import (
 )
 from threadpoolctl import threadpool_limits
 
-__all__ = ["array_namespace", "asarray", "convert", "dtype_name", "is_finite", "map_chunks", "norm", "sum_rows",
-           "threads", "to_numpy"]
+__all__ = ["array_namespace", "asarray", "convert", "dtype_name", "elementwise", "into", "is_finite", "map_chunks", "norm",
+           "sum_rows", "threads", "to_numpy"]
 
-_pool = ContextVar("pool", default=None)  # the thread pool of the surrounding `threads` block; each thread has its own
+_workers = ContextVar("workers", default=None)  # (pool, its size) of the surrounding `threads` block; each thread has its own
 
 
 @contextmanager
 def threads(count=None):
-    """Run chunked work on `count` Python threads, and every BLAS call on one.
+    """Run chunked work on `count` Python threads, this one among them, and every BLAS call on one.
 
     Many small matrix products on one BLAS thread each are faster than one large product on many, and
     give the same bits whatever the number of threads, because a chunk's size never depends on it and partial
@@ -46,15 +48,16 @@ def threads(count=None):
     """
     if count is not None and count < 1:
         raise ValueError(f"threads: count must be at least 1, got {count}")
-    if count is None and _pool.get() is not None:
+    if count is None and _workers.get() is not None:
         yield
         return
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count or _cores()) as pool:
-        token = _pool.set(pool)
+    count = count or _cores()
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
+        token = _workers.set((pool, count))
         try:
             yield
         finally:
-            _pool.reset(token)
+            _workers.reset(token)
 
 
 def _cores():
@@ -76,10 +79,45 @@ def map_chunks(function, x, numbers_per_item, chunk_bytes=2**19):
     length = x.shape[0]
     size = max(1, chunk_bytes // (x.itemsize * numbers_per_item) if is_numpy_array(x) else length)
     slices = [slice(start, min(start + size, length)) for start in range(0, length, size)]
-    pool = _pool.get()
-    if pool is None or len(slices) == 1:
-        return [function(s) for s in slices]
-    return list(pool.map(function, slices))
+    results = [None] * len(slices)
+    todo = deque(enumerate(slices))
+
+    def work():
+        while True:
+            try:
+                i, s = todo.popleft()  # whoever is free takes the next chunk
+            except IndexError:
+                return
+            results[i] = function(s)
+
+    pool, count = _workers.get() or (None, 1)
+    others = [pool.submit(work) for _ in range(min(count, len(slices)) - 1)]
+    try:
+        work()
+    finally:
+        todo.clear()  # after an error nobody starts another chunk
+        for other in others:
+            other.result()
+    return results
+
+
+def into(out, function, *arguments):
+    """`out[...] = function(*arguments)`, without a temporary array where the library can write into `out`."""
+    if is_numpy_array(out) or is_cupy_array(out):
+        function(*arguments, out=out)
+    else:
+        out[...] = function(*arguments)
+
+
+def elementwise(function, x, *others):
+    """`function(x, *others)` for arrays of one shape and dtype, in chunks.
+
+    The function must work on each number by itself; it is called as `function(out, *parts)` and writes into `out`.
+    """
+    xp = array_namespace(x)
+    y = xp.empty(x.shape, dtype=x.dtype, device=device(x))
+    map_chunks(lambda s: function(y[s, ...], *(array[s, ...] for array in (x, *others))), x, math.prod(x.shape[1:]))
+    return y
 
 
 def sum_rows(x):

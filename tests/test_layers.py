@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minibn import models, nn
-from minibn.nn.conv import patches
+from minibn.nn.conv import windows
 from minibn.testing import check_layer, distinct
 
 seeds = st.integers(0, 2**32 - 1)
@@ -216,8 +216,10 @@ def test_state_dict_goes_back_and_checks_what_it_is_given():
         one.load_state_dict(state)
 
 
-def test_patches_are_what_the_kernel_sees():
-    x = np.arange(2 * 4 * 5 * 3.0).reshape(2, 4, 5, 3)
-    rows = patches(x, (2, 3), (2, 1), (2, 3)).reshape(2, 2, 3, 2, 3, 3)
-    for i, j in np.ndindex(2, 3):
-        np.testing.assert_array_equal(rows[:, i, j], x[:, 2 * i : 2 * i + 2, j : j + 3])
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 7])
+def test_windows_are_what_a_row_of_the_kernel_sees(width):
+    x = np.arange(2 * 4 * 7 * 3.0).reshape(2, 4, 7, 3)
+    seen = windows(x, width)
+    assert seen.shape == (2, 4, 8 - width, width * 3)
+    for j in range(8 - width):
+        np.testing.assert_array_equal(seen[:, :, j], x[:, :, j : j + width].reshape(2, 4, -1))

@@ -1,10 +1,12 @@
 """Conv2d: convolution as a matrix product of patches, in chunks of images that stay in the cache."""
 
+import itertools
+
 from minibn.backend import array_namespace, device, map_chunks, sum_rows
 from minibn.nn.linear import kaiming_normal
 from minibn.nn.module import Module, Parameter
 
-PATCH_BYTES = 2**21  # patches of one chunk: enough for a fast matrix product, few enough for the cache
+CHUNK_BYTES = 2**20  # windows of one chunk: enough for a fast matrix product, few enough for the cache
 
 
 class Conv2d(Module):
@@ -48,42 +50,44 @@ class Conv2d(Module):
         w = self.weight.data
         self._check_input(x, ("N", "H", "W", self.in_channels), w)
         xp = array_namespace(x)
-        (ph, pw), shape = self.padding, self._output_shape(x)
-        matrix = xp.reshape(w, (-1, self.out_channels))
-        y = xp.empty((x.shape[0], *shape, self.out_channels), dtype=x.dtype, device=device(x))
+        (kh, kw), (sh, sw), (ph, pw) = self.kernel_size, self.stride, self.padding
+        height, width = self._output_shape(x)
+        y = xp.empty((x.shape[0], height, width, self.out_channels), dtype=x.dtype, device=device(x))
 
         def convolve(s):
-            rows = patches(pad(x[s, ...], (ph, ph), (pw, pw)), self.kernel_size, self.stride, shape) @ matrix
-            y[s, ...] = xp.reshape(rows, y[s, ...].shape)
+            seen = windows(pad(x[s, ...], (ph, ph), (pw, pw)), kw)[:, :, ::sw, :]
+            out = correlate(seen, w, sh, height)
+            if self.bias is not None:
+                out += self.bias.data
+            y[s, ...] = out
 
-        map_chunks(convolve, x, shape[0] * shape[1] * matrix.shape[0], PATCH_BYTES)
+        map_chunks(convolve, x, x.shape[1] * width * kw * self.in_channels, CHUNK_BYTES)
         self._keep(x)
-        return y if self.bias is None else y + self.bias.data
+        return y
 
     def backward(self, dy):
         """(N, OH, OW, C_out) -> (N, H, W, C_in)."""
         x = self._kept and self._kept[0]
         self._take(dy, self._kept and (x.shape[0], *self._output_shape(x), self.out_channels))
         xp = array_namespace(dy)
-        w = self.weight.data
-        (kh, kw), (ph, pw), (height, width) = self.kernel_size, self.padding, x.shape[1:3]
-        turned = xp.permute_dims(xp.flip(w, axis=(0, 1)), (0, 1, 3, 2))  # W̄: (kh, kw, C_out, C_in)
-        matrix = xp.reshape(turned, (-1, self.in_channels))
-        dx = xp.empty(x.shape, dtype=dy.dtype, device=device(dy))
+        turned = xp.permute_dims(xp.flip(self.weight.data, axis=(0, 1)), (0, 1, 3, 2))  # W̄: (kh, kw, C_out, C_in)
+        dw = xp.zeros_like(turned)
+        dx = xp.zeros(x.shape, dtype=dy.dtype, device=device(dy))
+        rows, columns = (phases(*sizes) for sizes in zip(x.shape[1:3], dy.shape[1:3], self.kernel_size, self.stride,
+                                                         self.padding, strict=True))
+        for (i, u, above), (j, v, left) in itertools.product(rows, columns):
+            w = turned[u, v, ...]
 
-        def differentiate(s):
-            spread = dilate(dy[s, ...], self.stride)
-            top, left = kh - 1 - ph, kw - 1 - pw
-            spread = pad(spread, (top, height + kh - 1 - top - spread.shape[1]),
-                         (left, width + kw - 1 - left - spread.shape[2]))
-            rows = patches(spread, self.kernel_size, (1, 1), (height, width))
-            dx[s, ...] = xp.reshape(rows @ matrix, dx[s, ...].shape)
-            return xp.reshape(x[s, ...], (-1, self.in_channels)).T @ rows
+            def differentiate(s, i=i, j=j, above=above, left=left, w=w):
+                seen = windows(pad(dy[s, ...], above, left), w.shape[1])
+                inputs = x[s, i, j, :]
+                dx[s, i, j, :] = correlate(seen, w, 1, inputs.shape[1])
+                return correlation_gradient(seen, inputs, w.shape[0])
 
-        chunks = map_chunks(differentiate, x, height * width * matrix.shape[0], PATCH_BYTES)
-        dw = sum(chunks[1:], start=chunks[0])  # (C_in, kh·kw·C_out)
-        dw = xp.permute_dims(xp.reshape(dw, (self.in_channels, kh, kw, self.out_channels)), (1, 2, 0, 3))
-        self.weight.grad += xp.flip(dw, axis=(0, 1))
+            seen_by_row = x[:, i, j, :].shape[2] * w.shape[1] * self.out_channels
+            chunks = map_chunks(differentiate, dy, (dy.shape[1] + sum(above)) * seen_by_row, CHUNK_BYTES)
+            dw[u, v, ...] = xp.reshape(sum(chunks[1:], start=chunks[0]), w.shape)
+        self.weight.grad += xp.flip(xp.permute_dims(dw, (0, 1, 3, 2)), axis=(0, 1))
         if self.bias is not None:
             self.bias.grad += sum_rows(xp.reshape(dy, (-1, self.out_channels)))
         return dx
@@ -122,21 +126,70 @@ def pad(x, rows, columns):
     return y
 
 
-def dilate(x, stride):
-    """Put `stride - 1` zeros between neighbouring pixels of images (N, H, W, C)."""
-    if stride == (1, 1):
+def phases(size, out_size, kernel_size, stride, padding):
+    """How an axis of a strided convolution is walked back: pixels `stride` apart are seen by the same taps of the kernel.
+
+    Returns:
+        list of (inputs, taps, (before, after)): a slice of the input's pixels, the slice of the turned kernel's taps that see
+        them, and the padding of dy with which those taps, at stride 1, give their gradient.
+    """
+    found = []
+    for first in range(min(stride, size)):
+        tap = (first + padding) % stride
+        taps = len(range(tap, kernel_size, stride))
+        count = len(range(first, size, stride))
+        before = taps - 1 - (first + padding) // stride
+        if taps:
+            last = kernel_size - 1 - tap  # the turned kernel's
+            found.append((slice(first, None, stride), slice(last % stride, None, stride),
+                          (before, count + taps - 1 - before - out_size)))
+    return found
+
+
+def windows(x, width):
+    """Each `width` neighbouring pixels of a row side by side: (N, H, W, C) -> (N, H, W - width + 1, width·C).
+
+    Windows that do not overlap, every `width`-th one, are a mere reshape of the row: so `width` copies of long runs make them.
+    """
+    if width == 1:
         return x
     xp = array_namespace(x)
-    (sh, sw), (n, height, width, channels) = stride, x.shape
-    y = xp.zeros((n, (height - 1) * sh + 1, (width - 1) * sw + 1, channels), dtype=x.dtype, device=device(x))
-    y[:, ::sh, ::sw, :] = x
-    return y
+    n, height, length, channels = x.shape
+    positions = length - width + 1
+    seen = xp.empty((n, height, positions, width * channels), dtype=x.dtype, device=device(x))
+    for first in range(min(width, positions)):
+        count = len(range(first, positions, width))
+        runs = x[:, :, first : first + width * count, :]
+        seen[:, :, first::width, :] = xp.reshape(runs, (n, height, count, width * channels))
+    return seen
 
 
-def patches(x, kernel_size, stride, shape):
-    """What a kernel sees at each of `shape` positions of padded images: (N, H, W, C) -> (N·OH·OW, kh·kw·C)."""
-    xp = array_namespace(x)
-    (kh, kw), (sh, sw), (oh, ow), channels = kernel_size, stride, shape, x.shape[-1]
-    shifted = [x[:, i : i + sh * (oh - 1) + 1 : sh, j : j + sw * (ow - 1) + 1 : sw, :]
-               for i in range(kh) for j in range(kw)]
-    return xp.reshape(xp.concat(shifted, axis=-1), (-1, kh * kw * channels))
+def correlate(seen, w, stride, height):
+    """`y[n, i, j, o] = Σ_{u, k} seen[n, i·stride + u, j, k] w[u, k, o]`: one matrix product for each row u of the kernel.
+
+    Shapes: seen (N, H, OW, kw·C), as from `windows`; w (kh, kw, C, O); y (N, height, OW, O).
+    """
+    xp = array_namespace(seen)
+    n, _, width, size = seen.shape
+    products = (xp.reshape(_rows(seen, u, stride, height), (n, height * width, size)) @ xp.reshape(w[u, ...], (size, -1))
+                for u in range(w.shape[0]))
+    y = next(products)
+    for product in products:
+        y += product
+    return xp.reshape(y, (n, height, width, -1))
+
+
+def correlation_gradient(seen, x, kernel_height):
+    """`dw[u, k, c] = Σ_{n, i, j} seen[n, i + u, j, k] x[n, i, j, c]`, the gradient of w in `correlate` with stride 1.
+
+    Shapes: seen (N, H, OW, K), x (N, height, OW, C), dw (kernel_height, K, C).
+    """
+    xp = array_namespace(seen)
+    n, height, width, channels = x.shape
+    x = xp.reshape(x, (n, height * width, channels))
+    parts = [xp.reshape(_rows(seen, u, 1, height), (n, height * width, -1)) for u in range(kernel_height)]
+    return xp.stack([xp.sum(xp.matrix_transpose(rows) @ x, axis=0) for rows in parts])
+
+
+def _rows(seen, first, stride, count):
+    return seen[:, first : first + stride * (count - 1) + 1 : stride, ...]
