@@ -1,8 +1,6 @@
 """ReLU."""
 
-import math
-
-from minibn.backend import array_namespace, device, map_chunks
+from minibn.backend import array_namespace, elementwise, into
 from minibn.nn.module import Module
 
 
@@ -15,12 +13,7 @@ class ReLU(Module):
     def forward(self, x):
         """The same shape as x."""
         xp = array_namespace(x)
-        y = xp.empty(x.shape, dtype=x.dtype, device=device(x))
-
-        def rectify(s):
-            y[s, ...] = xp.maximum(x[s, ...], 0)
-
-        map_chunks(rectify, x, math.prod(x.shape[1:]))
+        y = elementwise(lambda out, x: into(out, xp.maximum, x, xp.zeros_like(x)), x)
         self._keep(y)
         return y
 
@@ -28,13 +21,7 @@ class ReLU(Module):
         """The same shape as dy."""
         (y,) = self._take(dy, self._kept and self._kept[0].shape)
         xp = array_namespace(dy)
-        dx = xp.empty(dy.shape, dtype=dy.dtype, device=device(dy))
-
-        def differentiate(s):
-            dx[s, ...] = dy[s, ...] * xp.astype(y[s, ...] > 0, dy.dtype)
-
-        map_chunks(differentiate, dy, math.prod(dy.shape[1:]))
-        return dx
+        return elementwise(lambda out, dy, y: into(out, xp.multiply, dy, xp.astype(y > 0, dy.dtype)), dy, y)
 
     def degree(self, x):
         """Homogeneous, if biases scale with the rest."""

@@ -1,5 +1,6 @@
 """Sequential and Residual: modules made of modules."""
 
+from minibn.backend import array_namespace, elementwise, into
 from minibn.nn.module import Module
 
 
@@ -74,12 +75,12 @@ class Residual(Module):
         if y.shape != z.shape:
             raise ValueError(f"Residual adds its branch's {tuple(y.shape)} to its shortcut's {tuple(z.shape)}: give it a "
                              "shortcut, such as a 1 x 1 Conv2d, that makes them equal")
-        return y + z
+        return _add(y, z)
 
     def backward(self, dy):
         """The sum of what both paths return."""
         dx = self.branch.backward(dy)
-        return dx + (dy if self.shortcut is None else self.shortcut.backward(dy))
+        return _add(dx, dy if self.shortcut is None else self.shortcut.backward(dy))
 
     def degree(self, x):
         """Both paths must scale alike."""
@@ -87,3 +88,7 @@ class Residual(Module):
 
     def __repr__(self):
         return f"Residual({self.branch}, shortcut={self.shortcut})"
+
+
+def _add(x, y):
+    return elementwise(lambda out, x, y: into(out, array_namespace(x).add, x, y), x, y)

@@ -50,7 +50,7 @@ class Conv2d(Module):
         w = self.weight.data
         self._check_input(x, ("N", "H", "W", self.in_channels), w)
         xp = array_namespace(x)
-        (kh, kw), (sh, sw), (ph, pw) = self.kernel_size, self.stride, self.padding
+        (_, kw), (sh, sw), (ph, pw) = self.kernel_size, self.stride, self.padding
         height, width = self._output_shape(x)
         y = xp.empty((x.shape[0], height, width, self.out_channels), dtype=x.dtype, device=device(x))
 
@@ -72,7 +72,7 @@ class Conv2d(Module):
         xp = array_namespace(dy)
         turned = xp.permute_dims(xp.flip(self.weight.data, axis=(0, 1)), (0, 1, 3, 2))  # W̄: (kh, kw, C_out, C_in)
         dw = xp.zeros_like(turned)
-        dx = xp.zeros(x.shape, dtype=dy.dtype, device=device(dy))
+        dx = (xp.empty if self.stride == (1, 1) else xp.zeros)(x.shape, dtype=dy.dtype, device=device(dy))
         rows, columns = (phases(*sizes) for sizes in zip(x.shape[1:3], dy.shape[1:3], self.kernel_size, self.stride,
                                                          self.padding, strict=True))
         for (i, u, above), (j, v, left) in itertools.product(rows, columns):

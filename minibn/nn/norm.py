@@ -19,7 +19,7 @@ equal, up to rounding, then gives x̂ = 0 and dx = 0.
 import math
 
 from minibn import backend
-from minibn.backend import array_namespace, device, map_chunks, sum_rows
+from minibn.backend import array_namespace, device, into, map_chunks, sum_rows
 from minibn.nn.module import Module, Parameter
 
 
@@ -47,28 +47,32 @@ class _Normalisation(Module):
         inverse = self._inverse_std(mean, var)
         xp = array_namespace(x)
         scale = inverse if self.weight is None else inverse * self.weight.data
-        y = xp.empty(x.shape, dtype=x.dtype, device=device(x))
+        shift = -mean * scale if self.bias is None else self.bias.data - mean * scale
+        rows, scale, shift = _widen(x, scale, shift)
+        y = xp.empty(rows.shape, dtype=x.dtype, device=device(x))
 
         def normalise(s):
-            rows, mu, a = _widen(self._rows(x[s, ...]), *self._of(s, mean, scale))
-            out = (rows - mu) * a
-            y[s, ...] = xp.reshape(out, y[s, ...].shape)
+            out = y[s, ...]
+            into(out, xp.multiply, rows[s, ...], self._of(s, scale))
+            out += self._of(s, shift)
 
-        self._map(normalise, x)
+        _map(normalise, rows)
         self._keep(x, mean, inverse, self._fixed_statistics())
-        return y if self.bias is None else y + self.bias.data
+        return xp.reshape(y, x.shape)
 
     def backward(self, dy):
         """(N, …, C) -> the same shape."""
         x, mean, inverse, fixed = self._take(dy, self._kept and self._kept[0].shape)
         xp = array_namespace(dy)
+        rows, wide_mean = _widen(x, mean)
+        d = xp.reshape(dy, rows.shape)
 
         def sums(s):
-            d = self._rows(dy[s, ...])
-            rows, wide, mu = _widen(self._rows(x[s, ...]), d, self._of(s, mean)[0])
-            return sum_rows(d), sum_rows(xp.reshape(wide * (rows - mu), d.shape))
+            product = rows[s, ...] - self._of(s, wide_mean)
+            product *= d[s, ...]
+            return self._sum(d[s, ...]), self._sum(product)
 
-        sum_dy, sum_dy_x = self._total(self._map(sums, x))
+        sum_dy, sum_dy_x = self._total(_map(sums, rows))
         sum_dy_x = sum_dy_x * inverse  # Σ dy x̂
         gamma = 1.0
         if self.weight is not None:
@@ -78,19 +82,19 @@ class _Normalisation(Module):
         scale = inverse * gamma
         if fixed:
             return dy * scale[0, 0, :]
-        mean_dy = self._set_mean(sum_dy * gamma, x) * inverse
-        mean_dy_x = self._set_mean(sum_dy_x * gamma, x) * inverse**2
+        slope = self._set_mean(sum_dy_x * gamma, x) * inverse**2
+        shift = mean * slope - self._set_mean(sum_dy * gamma, x) * inverse
+        _, scale, slope, shift = _widen(x, scale, slope, shift)
+        dx = xp.empty(rows.shape, dtype=dy.dtype, device=device(dy))
 
-        dx = xp.empty(x.shape, dtype=dy.dtype, device=device(dy))
+        def differentiate(s):  # dx = dy scale - (x - μ) slope - (Σ dx̂ / M) / √(σ² + ε)
+            out = dx[s, ...]
+            into(out, xp.multiply, d[s, ...], self._of(s, scale))
+            out -= rows[s, ...] * self._of(s, slope)
+            out += self._of(s, shift)
 
-        def differentiate(s):
-            rows, d, mu, a, m, k = _widen(self._rows(x[s, ...]), self._rows(dy[s, ...]),
-                                         *self._of(s, mean, scale, mean_dy, mean_dy_x))
-            out = d * a - m - (rows - mu) * k
-            dx[s, ...] = xp.reshape(out, dx[s, ...].shape)
-
-        self._map(differentiate, x)
-        return dx
+        _map(differentiate, rows)
+        return xp.reshape(dx, x.shape)
 
     def degree(self, x):
         """0, whatever it was; then γ and β. Statistics of single channels take a bias away with the mean."""
@@ -99,27 +103,25 @@ class _Normalisation(Module):
     def _statistics(self, x):
         """μ and σ² of each set, repeated for each of its channels: (B, 1, C).
 
-        The sums run over x minus the set's first number, so that equal numbers give exactly σ² = 0.
+        The corrected two-pass algorithm (Chan, Golub & LeVeque, 1983): a first mean m is accurate enough to subtract; what
+        is left of the mean then corrects both, μ = m + Σ (x - m) / M and σ² = Σ (x - m)² / M - (μ - m)².
         """
-        xp = array_namespace(x)
         if self._set_size(x) < 2:
             raise ValueError(f"{self} would normalise over one number, which is always 0; give it more than "
                              f"{'one row' if x.ndim == 2 else 'one pixel'}, input is {tuple(x.shape)}")
-        first = self._rows(x)[:, :1, :: self.num_features // self.num_groups]
-        first = xp.repeat(first, self.num_features // self.num_groups, axis=2)
+        (rows,) = _widen(x)
+        first = self._set_mean(*self._total(_map(lambda s: [self._sum(rows[s, ...])], rows)), x)
+        _, m = _widen(x, first)
 
-        def shifted(s):
-            rows, mu = _widen(self._rows(x[s, ...]), *self._of(s, first))
-            return (sum_rows(xp.reshape(rows - mu, self._rows(x[s, ...]).shape)),)
+        def moments(s):
+            centred = rows[s, ...] - self._of(s, m)
+            total = self._sum(centred)
+            centred *= centred
+            return total, self._sum(centred)
 
-        mean = first + self._set_mean(*self._total(self._map(shifted, x)), x)
-
-        def squares(s):
-            rows, mu = _widen(self._rows(x[s, ...]), *self._of(s, mean))
-            centred = rows - mu
-            return (sum_rows(xp.reshape(centred * centred, self._rows(x[s, ...]).shape)),)
-
-        return mean, self._set_mean(*self._total(self._map(squares, x)), x)
+        rest, square = (self._set_mean(sums, x) for sums in self._total(_map(moments, rows)))
+        xp = array_namespace(x)
+        return first + rest, xp.maximum(square - rest**2, xp.zeros_like(square))
 
     def _inverse_std(self, mean, var):
         """1 / √(σ² + ε), and 0 where ε = 0 and the set's spread is rounding error: σ below 4 ulps of μ."""
@@ -131,19 +133,20 @@ class _Normalisation(Module):
     def _fixed_statistics(self):
         return False
 
-    def _rows(self, x):
-        """Images (N, …, C) as blocks of rows (B, R, C)."""
-        return array_namespace(x).reshape(x, (x.shape[0] if self.blocks_are_images else 1, -1, x.shape[-1]))
+    def _of(self, s, statistic):
+        """The part of a (B, 1, …) array that belongs to the images `s`."""
+        return statistic[s, ...] if self.blocks_are_images else statistic
 
-    def _of(self, s, *statistics):
-        """The part of each (B, 1, C) array that belongs to the images `s`."""
-        return [stat[s, ...] if self.blocks_are_images else stat for stat in statistics]
+    def _sum(self, rows):
+        """Sum over the rows of each block: (n, R, C) -> (n, C), or (1, C) if the whole batch is one block."""
+        return sum_rows(rows if self.blocks_are_images else array_namespace(rows).reshape(rows, (1, -1, rows.shape[-1])))
 
     def _total(self, chunks):
-        """Sums (b, C) of each chunk of images -> sums (B, 1, C), in the order of the chunks."""
+        """Sums (b, kC) of each chunk of images -> sums (B, 1, C), in the order of the chunks."""
         xp = array_namespace(chunks[0][0])
-        totals = [xp.concat(parts, axis=0) for parts in zip(*chunks, strict=True)]
-        return [t[:, None, :] if self.blocks_are_images else xp.sum(t, axis=0)[None, None, :] for t in totals]
+        totals = (xp.concat(parts, axis=0) for parts in zip(*chunks, strict=True))
+        totals = [xp.sum(xp.reshape(t, (t.shape[0], -1, self.num_features)), axis=1, keepdims=True) for t in totals]
+        return totals if self.blocks_are_images else [xp.sum(t, axis=0, keepdims=True) for t in totals]
 
     def _set_mean(self, sums, x):
         """Channel sums (B, 1, C) -> the mean over each set, repeated for each of its channels: (B, 1, C)."""
@@ -154,26 +157,25 @@ class _Normalisation(Module):
 
     def _set_size(self, x):
         """M: how many numbers are normalised together."""
-        return math.prod(self._rows(x).shape[1:]) // self.num_groups
-
-    @staticmethod
-    def _map(function, x):
-        return map_chunks(function, x, math.prod(x.shape[1:]))
+        return math.prod(x.shape[1:] if self.blocks_are_images else x.shape) // self.num_groups
 
     def __repr__(self):
         return f"{type(self).__name__}({self.num_features}, eps={self.eps}, affine={self.weight is not None})"
 
 
-def _widen(x, *others):
-    """(B, R, C) seen as (B, R/k, kC), and rows (B, 1, C) repeated k times to match.
+def _widen(x, *statistics):
+    """(N, …, C) seen as (N, R/k, kC), and statistics (B, 1, C) repeated k times to match.
 
     The numbers are the same, but NumPy's inner loop over the last axis is long enough to be fast.
     """
     xp = array_namespace(x)
-    blocks, rows, channels = x.shape
-    k = math.gcd(rows, max(1, 128 // channels))
-    wide = (blocks, rows // k, k * channels)
-    return [xp.reshape(x, wide)] + [xp.reshape(o, wide) if o.shape == x.shape else xp.tile(o, (1, 1, k)) for o in others]
+    rows, channels = math.prod(x.shape[1:-1]), x.shape[-1]
+    k = math.gcd(rows, max(1, 512 // channels))
+    return [xp.reshape(x, (x.shape[0], rows // k, k * channels))] + [xp.tile(stat, (1, 1, k)) for stat in statistics]
+
+
+def _map(function, rows):
+    return map_chunks(function, rows, math.prod(rows.shape[1:]))
 
 
 class BatchNorm(_Normalisation):
