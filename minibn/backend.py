@@ -54,7 +54,7 @@ def threads(count=None):
         yield
         return
     _keep_freed_memory()
-    count = count or _cores()
+    count = count or cores()
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
         token = _workers.set((pool, count))
         try:
@@ -63,7 +63,8 @@ def threads(count=None):
             _workers.reset(token)
 
 
-def _cores():
+def cores():
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
