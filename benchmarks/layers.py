@@ -102,8 +102,8 @@ def main():
     header = ["layer", "pass", "minibn, ms", "PyTorch, NCHW / minibn", "PyTorch, channels last / minibn", "minibn's speed",
               "of peak"]
     text = [bench.table(header, rows), "",
-            f"Batch {batch}. Ratios above 1: minibn is faster. Peaks of all cores: {gemm:.0f} GFLOP/s of a large matrix product on "
-            f"each, {copy:.0f} GB/s of a copy within 8 MB."]
+            f"Batch {batch}. Ratios above 1: minibn is faster. Peaks of all cores: {gemm:.0f} GFLOP/s of a large matrix product "
+            f"on each, {copy:.0f} GB/s of a copy within 8 MB."]
     bench.report("layers", "\n".join(text), options)
 
 

@@ -51,10 +51,11 @@ def main():
     floor = np.median(seconds["bare matrix products"])
     text = [bench.table(["", "ms a step", "images/s", "time / minibn's", "peak memory, MB (before the first step)"], rows), "",
             f"A PreResNet-{size['depth']} of width {size['width']}, batch {size['batch']}, float32: {work / 1e9:.1f} GFLOP of "
-            f"matrix products a step. They alone run at {work / floor / 1e9:.0f} GFLOP/s here, minibn's whole step at "
-            f"{work / np.median(ours) / 1e9:.0f}: it takes {bench.spread(ours / seconds['bare matrix products'], '{:.2f}')} times as "
-            f"long as its products. In float64 it takes {bench.spread(double['float64'] / double['float32'], '{:.2f}')} times as "
-            "long as in float32. Memory is that of a process that takes three steps and nothing else.", "",
+            f"matrix products a step. They alone run at {work / floor / 1e9:.0f} GFLOP/s here, minibn's whole step "
+            f"at {work / np.median(ours) / 1e9:.0f}: it takes {bench.spread(ours / seconds['bare matrix products'], '{:.2f}')} "
+            "times as long as its products. In float64 it takes "
+            f"{bench.spread(double['float64'] / double['float32'], '{:.2f}')} times as long as in float32. "
+            "Memory is that of a process that takes three steps and nothing else.", "",
             "Where minibn's step spends its time:", "",
             bench.table(["layers", "forward, ms", "backward, ms", "share"], split)]
     bench.report("train_step", "\n".join(text), options)

@@ -1,6 +1,8 @@
 """Pooling over windows of pixels, and Flatten."""
 
-from minibn.backend import array_namespace, device
+import math
+
+from minibn.backend import array_namespace, device, into, map_chunks
 from minibn.nn.module import Module
 
 
@@ -54,32 +56,19 @@ class _WindowPool(Module):
             raise ValueError(f"{type(self).__name__}: kernel_size must be at least 1, got {kernel_size}")
         self.kernel_size = kernel_size
 
-    def _windows(self, x):
-        """(N, H, W, C) -> (N, H/k, W/k, k·k, C)."""
+    def _check(self, x):
+        """The output's height and width."""
         self._check_input(x, ("N", "H", "W", "C"))
-        xp, k = array_namespace(x), self.kernel_size
-        n, height, width, channels = x.shape
+        k, (height, width) = self.kernel_size, x.shape[1:3]
         if min(height, width) < k:
             raise ValueError(f"{self} needs images of at least {k} x {k} pixels, got {x.shape}")
-        h, w = height // k, width // k
-        blocks = xp.reshape(x[:, : h * k, : w * k, :], (n, h, k, w, k, channels))
-        return xp.reshape(xp.permute_dims(blocks, (0, 1, 3, 2, 4, 5)), (n, h, w, k * k, channels))
+        return height // k, width // k
 
-    def _images(self, windows, shape):
-        """The inverse of `_windows`, with zeros in what was left over."""
-        xp, k = array_namespace(windows), self.kernel_size
-        n, h, w, _, channels = windows.shape
-        blocks = xp.permute_dims(xp.reshape(windows, (n, h, w, k, k, channels)), (0, 1, 3, 2, 4, 5))
-        x = xp.zeros(shape, dtype=windows.dtype, device=device(windows))
-        x[:, : h * k, : w * k, :] = xp.reshape(blocks, (n, h * k, w * k, channels))
-        return x
-
-    def _take_windows(self, dy):
-        shape = None
-        if self._kept:
-            (n, height, width, channels), k = self._kept[0], self.kernel_size
-            shape = (n, height // k, width // k, channels)
-        return self._take(dy, shape)
+    def _places(self, height, width):
+        """For each place in a window, in order: the index of an image's pixels that stand there, (height, width) of them."""
+        k = self.kernel_size
+        return [(slice(None), slice(i, i + k * height, k), slice(j, j + k * width, k), slice(None))
+                for i in range(k) for j in range(k)]
 
     def degree(self, x):
         """Unchanged."""
@@ -99,16 +88,35 @@ class AvgPool2d(_WindowPool):
 
     def forward(self, x):
         """(N, H, W, C) -> (N, H // k, W // k, C)."""
-        windows = self._windows(x)
-        self._keep(x.shape)
-        return array_namespace(x).mean(windows, axis=3)
+        height, width = self._check(x)
+        places = self._places(height, width)
+        xp = array_namespace(x)
+        y = xp.empty((x.shape[0], height, width, x.shape[3]), dtype=x.dtype, device=device(x))
+
+        def average(s):
+            images = x[s, ...]
+            total = images[places[0]] / len(places)
+            for place in places[1:]:
+                total += images[place] / len(places)
+            y[s, ...] = total
+
+        map_chunks(average, x, math.prod(x.shape[1:]))
+        self._keep(x.shape, y.shape)
+        return y
 
     def backward(self, dy):
         """(N, H // k, W // k, C) -> (N, H, W, C)."""
-        (shape,) = self._take_windows(dy)
-        xp, k = array_namespace(dy), self.kernel_size
-        n, h, w, channels = dy.shape
-        return self._images(xp.broadcast_to((dy / k**2)[:, :, :, None, :], (n, h, w, k * k, channels)), shape)
+        shape, _ = self._take(dy, self._kept and self._kept[1])
+        places = self._places(*dy.shape[1:3])
+        dx = array_namespace(dy).zeros(shape, dtype=dy.dtype, device=device(dy))
+
+        def spread(s):
+            images, part = dx[s, ...], dy[s, ...] / len(places)
+            for place in places:
+                images[place] = part
+
+        map_chunks(spread, dy, math.prod(shape[1:]))
+        return dx
 
 
 class MaxPool2d(_WindowPool):
@@ -123,15 +131,35 @@ class MaxPool2d(_WindowPool):
 
     def forward(self, x):
         """(N, H, W, C) -> (N, H // k, W // k, C)."""
+        height, width = self._check(x)
+        places = self._places(height, width)
         xp = array_namespace(x)
-        windows = self._windows(x)
-        self._keep(x.shape, xp.argmax(windows, axis=3, keepdims=True))
-        return xp.max(windows, axis=3)
+        y = xp.empty((x.shape[0], height, width, x.shape[3]), dtype=x.dtype, device=device(x))
+
+        def largest(s):
+            images, out = x[s, ...], y[s, ...]
+            out[...] = images[places[0]]
+            for place in places[1:]:
+                into(out, xp.maximum, out, images[place])
+
+        map_chunks(largest, x, math.prod(x.shape[1:]))
+        self._keep(x, y)
+        return y
 
     def backward(self, dy):
         """(N, H // k, W // k, C) -> (N, H, W, C)."""
-        shape, largest = self._take_windows(dy)
+        x, y = self._take(dy, self._kept and self._kept[1].shape)
+        places = self._places(*y.shape[1:3])
         xp = array_namespace(dy)
-        position = xp.arange(self.kernel_size**2, dtype=largest.dtype, device=device(dy))
-        chosen = xp.astype(largest == position[:, None], dy.dtype)
-        return self._images(dy[:, :, :, None, :] * chosen, shape)
+        dx = xp.zeros(x.shape, dtype=dy.dtype, device=device(dy))
+
+        def differentiate(s):
+            images, gradient = x[s, ...], dx[s, ...]
+            met = xp.zeros(y[s, ...].shape, dtype=xp.bool, device=device(dy))  # windows whose largest number was seen already
+            for place in places:
+                here = (images[place] == y[s, ...]) & ~met
+                gradient[place] = dy[s, ...] * xp.astype(here, dy.dtype)
+                met |= here
+
+        map_chunks(differentiate, dy, math.prod(x.shape[1:]))
+        return dx
