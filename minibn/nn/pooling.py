@@ -67,7 +67,8 @@ class _WindowPool(Module):
     def _places(self, height, width):
         """For each place in a window, in order: the index of an image's pixels that stand there, (height, width) of them."""
         k = self.kernel_size
-        return [(slice(None), slice(i, i + k * height, k), slice(j, j + k * width, k), slice(None))
+        last_row, last_column = k * (height - 1), k * (width - 1)
+        return [(slice(None), slice(i, i + last_row + 1, k), slice(j, j + last_column + 1, k), slice(None))
                 for i in range(k) for j in range(k)]
 
     def degree(self, x):
