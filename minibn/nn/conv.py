@@ -1,4 +1,4 @@
-"""Conv2d: convolution as a matrix product of patches, in chunks of images that stay in the cache."""
+"""Conv2d: convolution as matrix products, one for each row of the kernel, in chunks of images that stay in the cache."""
 
 import itertools
 
@@ -17,10 +17,12 @@ class Conv2d(Module):
     Shapes: x (N, H, W, C_in), W (kh, kw, C_in, C_out), b (C_out,), y (N, OH, OW, C_out) with
     `OH = (H + 2p - kh) // s + 1`. PyTorch has x as (N, C, H, W) and W as (C_out, C_in, kh, kw).
 
-    Forward: each output pixel's patch of x is a row, and y is `patches(x) @ W`.
-    Backward: an input pixel is seen by every output whose patch holds it, so the *same* patches of dy (spread out by
-    the stride, padded by k - 1 - p) give both gradients, W̄ being W turned by 180° with its channels exchanged:
-        dx = patches(dy) @ W̄        dW̄ = xᵀ patches(dy)        db = Σ_{n, i, j} dy
+    Forward: the pixels that row u of the kernel sees, side by side (`windows`), are the rows of a matrix, so
+        y = Σ_u windows(x)[rows from u on] @ W[u]
+    Backward, stride 1: an input pixel is seen by every output whose patch holds it, so the same windows of dy, padded by
+    k - 1 - p, give both gradients. With W̄ the kernel turned by 180°, its channels exchanged:
+        dx = Σ_u windows(dy)[rows from u on] @ W̄[u]        dW̄[u] = windows(dy)[rows from u on]ᵀ x        db = Σ_{n, i, j} dy
+    Stride s: pixels s apart are seen by the same taps of the kernel; each such phase goes back as with stride 1 (`phases`).
 
     Args:
         in_channels, out_channels: numbers of channels.
@@ -73,20 +75,19 @@ class Conv2d(Module):
         turned = xp.permute_dims(xp.flip(self.weight.data, axis=(0, 1)), (0, 1, 3, 2))  # W̄: (kh, kw, C_out, C_in)
         dw = xp.zeros_like(turned)
         dx = (xp.empty if self.stride == (1, 1) else xp.zeros)(x.shape, dtype=dy.dtype, device=device(dy))
-        rows, columns = (phases(*sizes) for sizes in zip(x.shape[1:3], dy.shape[1:3], self.kernel_size, self.stride,
-                                                         self.padding, strict=True))
-        for (i, u, above), (j, v, left) in itertools.product(rows, columns):
-            w = turned[u, v, ...]
+        down, across = (phases(*sizes) for sizes in zip(x.shape[1:3], dy.shape[1:3], self.kernel_size, self.stride,
+                                                        self.padding, strict=True))
+        for (i, u, rows), (j, v, columns) in itertools.product(down, across):
+            inputs, taps = x[:, i, j, :], turned[u, v, ...]
 
-            def differentiate(s, i=i, j=j, above=above, left=left, w=w):
-                seen = windows(pad(dy[s, ...], above, left), w.shape[1])
-                inputs = x[s, i, j, :]
-                dx[s, i, j, :] = correlate(seen, w, 1, inputs.shape[1])
-                return correlation_gradient(seen, inputs, w.shape[0])
+            def differentiate(s, i=i, j=j, rows=rows, columns=columns, inputs=inputs, taps=taps):
+                seen = windows(pad(dy[s, ...], rows, columns), taps.shape[1])
+                dx[s, i, j, :] = correlate(seen, taps, 1, inputs.shape[1])
+                return correlation_gradient(seen, inputs[s, ...], taps.shape[0])
 
-            seen_by_row = x[:, i, j, :].shape[2] * w.shape[1] * self.out_channels
-            chunks = map_chunks(differentiate, dy, (dy.shape[1] + sum(above)) * seen_by_row, CHUNK_BYTES)
-            dw[u, v, ...] = xp.reshape(sum(chunks[1:], start=chunks[0]), w.shape)
+            numbers = (inputs.shape[1] + taps.shape[0]) * inputs.shape[2] * taps.shape[1] * self.out_channels
+            chunks = map_chunks(differentiate, dy, numbers, CHUNK_BYTES)
+            dw[u, v, ...] = xp.reshape(sum(chunks[1:], start=chunks[0]), taps.shape)
         self.weight.grad += xp.flip(xp.permute_dims(dw, (0, 1, 3, 2)), axis=(0, 1))
         if self.bias is not None:
             self.bias.grad += sum_rows(xp.reshape(dy, (-1, self.out_channels)))
