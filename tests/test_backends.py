@@ -55,7 +55,7 @@ def train(network, norm, xp=None, device=None, steps=4, dtype="float64"):
         for sgd in optimizers:
             sgd.step()
     state = {name: backend.to_numpy(value) for name, value in net.state_dict().items()}
-    return np.array(losses), state, backend.to_numpy(net.eval()(x))
+    return np.array(backend.read(losses)), state, backend.to_numpy(net.eval()(x))
 
 
 @pytest.mark.parametrize("norm", NORMS)
