@@ -1,8 +1,9 @@
 """Arrays, devices and threads: the only file that knows which of them are in use.
 
 Everything else takes its array namespace from its inputs with `array_namespace` and uses names of the
-array API standard (https://data-apis.org/array-api) of 2023.12, which brought `maximum`, `repeat` and `tile`, so NumPy, CuPy,
-PyTorch and array-api-strict arrays run the same lines. What the standard lacks is here under a name of its own.
+array API standard (https://data-apis.org/array-api), so NumPy, CuPy, PyTorch and array-api-strict arrays run
+the same lines. What the standard lacks is here under a name of its own. The oldest version of it that will do is 2024.12:
+`maximum`, `repeat` and `tile` came in 2023.12, plain numbers as their arguments a year later.
 
 On a GPU the CPU queues work and goes on; whoever asks for a number waits until everything queued is done. So a step of training
 asks for none: losses and norms stay 0-d arrays where they are, until `read` fetches all that are wanted at once.
@@ -121,8 +122,8 @@ def to_numpy(x):
     """`x` as a NumPy array in main memory, from any array library."""
     if is_cupy_array(x) or is_torch_array(x):
         x = to_device(x, "cpu")
-    elif is_array_api_strict_namespace(array_namespace(x)):
-        x = to_device(x, array_namespace(x).Device("CPU_DEVICE"))
+    elif is_array_api_strict_namespace(strict := array_namespace(x)):
+        x = to_device(x, strict.Device("CPU_DEVICE"))
     return np.asarray(x)
 
 
@@ -186,13 +187,16 @@ def library(name):
         raise ValueError(f"backend must be one of {['numpy', *extras]}, got {name!r}")
     if find_spec(name) is None:
         raise BackendError(f"backend {name!r} was asked for but is not installed: pip install {extras[name]}")
-    xp = import_module(name if name == "array_api_strict" else f"array_api_compat.{name}")
-    where = {"torch": lambda: "cuda" if xp.cuda.is_available() else "cpu", "array_api_strict": lambda: xp.Device("device1")}
-    if name == "cupy":
+    found, where = import_module(name if name == "array_api_strict" else f"array_api_compat.{name}"), None
+    if name == "torch":
+        where = "cuda" if found.cuda.is_available() else "cpu"
+    elif name == "array_api_strict":
+        where = found.Device("device1")
+    elif name == "cupy":
         try:
-            xp.zeros(1) + 1  # allocates and computes
+            found.zeros(1) + 1  # allocates and computes
         except Exception as error:  # without a driver, a GPU or the CUDA compiler they are of many types
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise BackendError(f"backend 'cupy' was asked for but finds no GPU it can use here ({why}): run it where there is an "
                                "NVIDIA GPU with a driver for this CuPy, or choose 'numpy' or 'torch'") from error
-    return xp, where.get(name, lambda: None)()
+    return found, where

@@ -206,14 +206,14 @@ def predict(model, x, *, batch_size=256, threads=None):
     model.eval()
     try:
         with backend.threads(threads):
-            parts = [model(backend.move(x[i : i + batch_size, ...], where)) for i in range(0, x.shape[0], batch_size)]
+            parts = [model(_part(x, i, batch_size, where)) for i in range(0, x.shape[0], batch_size)]
     finally:
         model.train(mode)
     return backend.move(array_namespace(parts[0]).concat(parts, axis=0), x)
 
 
 def update_bn(model, x, *, batch_size=256, threads=None):
-    """Set the running statistics of every BatchNorm to plain averages over the batches of x, at the present weights.
+    """Set the running statistics of every BatchNorm to plain averages over the whole batches of x, at the present weights.
 
     As `torch.optim.swa_utils.update_bn`. The running averages of training lag behind: where weights grow exponentially, as
     without weight decay, they belong to smaller weights, and evaluation is no longer scale-invariant. With
@@ -224,14 +224,19 @@ def update_bn(model, x, *, batch_size=256, threads=None):
     model.train()
     try:
         with backend.threads(threads):
-            for count, i in enumerate(range(0, x.shape[0] - batch_size + 1 or 1, batch_size), 1):
+            for count, i in enumerate(range(0, max(x.shape[0] - batch_size, 0) + 1, batch_size), 1):
                 for norm in norms:
                     norm.momentum = 1 / count  # the mean of `count` batches
-                model(backend.move(x[i : i + batch_size, ...], where))
+                model(_part(x, i, batch_size, where))
     finally:
         model.train(mode)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def _part(x, start, size, where):
+    """`size` rows of x, or as many as are left, moved to where the array `where` is."""
+    return backend.move(x[start : min(start + size, x.shape[0]), ...], where)
 
 
 def _accuracy(logits, y):

@@ -274,6 +274,13 @@ def test_update_bn_takes_plain_averages():
     assert norm.momentum == 0.1
 
 
+def test_update_bn_of_less_than_a_batch():
+    norm = nn.BatchNorm(1, dtype="float64")
+    x = np.random.default_rng(0).standard_normal((20, 1))
+    update_bn(norm, x)
+    assert norm.running_mean[0] == pytest.approx(x.mean())
+
+
 # ---- checkpoints and history ----
 
 
