@@ -388,6 +388,30 @@ def test_to_takes_a_name(library):
     assert {type(x) for x in net.to("numpy").arrays()} == {np.ndarray}
 
 
+def test_a_name_brings_its_device():
+    strict = pytest.importorskip("array_api_strict")
+    for device in (None, strict.Device("CPU_DEVICE")):
+        net = network("mlp").to("array_api_strict", device=device)
+        assert {x.device for x in net.arrays()} == {device or strict.Device("device1")}
+
+
+def test_move(library):
+    x = np.arange(3, dtype="int32")
+    there = library.array(x)
+    moved = backend.move(x, library.array(np.zeros(1)))
+    assert library.is_home_of(moved)
+    assert backend.dtype_name(moved) == "int32"
+    assert backend.to_numpy(moved).tolist() == [0, 1, 2]
+    assert backend.move(there, moved) is there
+    assert backend.move(x, None) is x
+
+
+def test_move_to_another_device_of_the_same_library():
+    strict = pytest.importorskip("array_api_strict")
+    one, other = (strict.asarray([1.0], device=strict.Device(name)) for name in ("CPU_DEVICE", "device1"))
+    assert backend.move(one, other).device == other.device
+
+
 def test_what_forward_kept_does_not_survive_a_move():
     layer = nn.Linear(2, 2, rng=np.random.default_rng(0))
     layer(np.zeros((1, 2), dtype="float32"))
