@@ -183,6 +183,17 @@ def test_data_that_are_with_the_model_stay_there(library):
         results.append({**history.columns, "logits": backend.to_numpy(logits), "end": evaluate(run.net, x, y)})
     assert library.is_home_of(logits)
     assert_close(*results, 1e-15)
+    mixed = [evaluate(run.net, run.x, y), evaluate(run.net, x, run.y)]
+    np.testing.assert_allclose(mixed, [results[0]["end"]] * 2, rtol=1e-12)
+
+
+@others
+def test_a_model_of_buffers_alone_says_where_it_is(library):
+    x, norms = np.random.default_rng(0).standard_normal((9, 2)), [nn.BatchNorm(2, affine=False, dtype="float64") for _ in range(2)]
+    norms[1].to(library.xp, device=library.device)
+    for norm in norms:
+        update_bn(norm, x, batch_size=4)
+    np.testing.assert_allclose(predict(norms[1], x), predict(norms[0], x), rtol=1e-12)
 
 
 @others
