@@ -189,7 +189,8 @@ def test_data_that_are_with_the_model_stay_there(library):
 
 @others
 def test_a_model_of_buffers_alone_says_where_it_is(library):
-    x, norms = np.random.default_rng(0).standard_normal((9, 2)), [nn.BatchNorm(2, affine=False, dtype="float64") for _ in range(2)]
+    x = np.random.default_rng(0).standard_normal((9, 2))
+    norms = [nn.BatchNorm(2, affine=False, dtype="float64") for _ in range(2)]
     norms[1].to(library.xp, device=library.device)
     for norm in norms:
         update_bn(norm, x, batch_size=4)
@@ -369,11 +370,12 @@ def test_small_integers_count_more_classes_than_they_hold(library):
 def test_monitor_stays_on_the_device(library):
     before, after = [np.array([3.0, 0.0]), np.array([[4.0]])], [np.array([0.0, 3.0]), np.array([[4.0]])]
     there, zeros = [library.array(x) for x in before], [library.array(np.zeros(2)), library.array(np.zeros((1, 1)))]
-    values = {"norm": (backend.norm(there), 5.0), "lr": (monitor.effective_lr(Step(0.1), there), 0.1 / 25),
-              "angle": (monitor.angular_update(there, [library.array(x) for x in after]), math.acos(16 / 25)),
-              "no angle": (monitor.angular_update(there, zeros), 0.0), "nor here": (monitor.angular_update(zeros, there), 0.0),
-              "no norm": (backend.norm(zeros), 0.0), "infinite": (monitor.effective_lr(Step(0.1), zeros), math.inf),
-              "at lr 0 too": (monitor.effective_lr(Step(0.0), zeros), math.inf)}
+    with np.errstate(all="raise"):
+        values = {"norm": (backend.norm(there), 5.0), "lr": (monitor.effective_lr(Step(0.1), there), 0.1 / 25),
+                  "angle": (monitor.angular_update(there, [library.array(x) for x in after]), math.acos(16 / 25)),
+                  "no angle": (monitor.angular_update(there, zeros), 0.0), "nor here": (monitor.angular_update(zeros, there), 0.0),
+                  "no norm": (backend.norm(zeros), 0.0), "infinite": (monitor.effective_lr(Step(0.1), zeros), math.inf),
+                  "at lr 0 too": (monitor.effective_lr(Step(0.0), zeros), math.inf)}
     for what, (value, expected) in values.items():
         assert library.is_home_of(value), what
         assert backend.dtype_name(value) == "float64", what
@@ -386,6 +388,15 @@ def test_float32_weights_of_any_size(library):
     weights = [library.array(np.full(4, 1e30, dtype="float32")), library.array(np.zeros(3, dtype="float32"))]
     turned = [library.array(np.array([1e30, 1e30, 1e30, -1e30], dtype="float32")), weights[1]]
     assert backend.read([backend.norm(weights), monitor.angular_update(weights, turned)]) == pytest.approx([2e30, math.pi / 3])
+
+
+def test_unit_vectors_of_float32_weights_are_float32(library):
+    """So that no array is twice as large as the weights."""
+    x, y = np.random.default_rng(0).standard_normal((2, 99)).astype("float32")
+    u, v = x / np.float32(np.linalg.norm(x.astype(float))), y / np.float32(np.linalg.norm(y.astype(float)))
+    expected = 2 * math.atan2(*(np.linalg.norm(z.astype(float)) for z in (u - v, u + v)))
+    measured, = backend.read([monitor.angular_update([library.array(x)], [library.array(y)])])
+    assert measured == pytest.approx(expected, rel=1e-13)
 
 
 # ---- libraries by name, and on the command line ----
@@ -484,7 +495,9 @@ def test_an_experiment_saved_on_one_library_goes_on_on_another(name, tmp_path, m
         return {**run.history.columns, "logits": run.logits, "end": [run.train_loss, run.test_accuracy]}
 
     expected = everything(experiment.run(Experiment(**options), progress=False))
-    assert_close(everything(experiment.run(Experiment(**options, backend=name), progress=False)), expected, 1e-11)
+    there = experiment.run(Experiment(**options, backend=name), progress=False)
+    assert {backend.array_namespace(x) for x in there.model.arrays()} == {backend.library(name)[0]}
+    assert_close(everything(there), expected, 1e-11)
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "fit", lambda *args, **kw: fit(*args, **kw, max_steps=2))
         experiment.run(Experiment(**options, backend=name), checkpoint=path, progress=False)
