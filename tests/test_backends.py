@@ -373,7 +373,8 @@ def test_monitor_stays_on_the_device(library):
     with np.errstate(all="raise"):
         values = {"norm": (backend.norm(there), 5.0), "lr": (monitor.effective_lr(Step(0.1), there), 0.1 / 25),
                   "angle": (monitor.angular_update(there, [library.array(x) for x in after]), math.acos(16 / 25)),
-                  "no angle": (monitor.angular_update(there, zeros), 0.0), "nor here": (monitor.angular_update(zeros, there), 0.0),
+                  "no angle": (monitor.angular_update(there, zeros), 0.0),
+                  "no angle either": (monitor.angular_update(zeros, there), 0.0),
                   "no norm": (backend.norm(zeros), 0.0), "infinite": (monitor.effective_lr(Step(0.1), zeros), math.inf),
                   "at lr 0 too": (monitor.effective_lr(Step(0.0), zeros), math.inf)}
     for what, (value, expected) in values.items():
