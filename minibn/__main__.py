@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minibn import data, experiment, headline, plots, schedules, sweep
+from minibn import backend, data, experiment, headline, plots, schedules, sweep
 from minibn.equivalence import add_weight_decay, remove_weight_decay
 from minibn.experiment import MODELS, NORMS, Experiment
 from minibn.invariance import symmetries
@@ -36,7 +36,7 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("\nminibn: stopped; what was saved can be continued by the same command", file=sys.stderr)
         return 130
-    except (ValueError, ArithmeticError, OSError, ImportError, BrokenExecutor) as error:
+    except (ValueError, ArithmeticError, OSError, ImportError, BrokenExecutor, backend.BackendError) as error:
         parser.exit(2, f"minibn: {error}\n")
 
 
@@ -66,6 +66,8 @@ def run_sweep(output, workers, dask, retry, quiet, seeds, milestones, **axes):
     configurations = sweep.grid(**axes, milestones=[milestones], seed=range(seeds))
     for configuration in configurations:
         Experiment(**configuration)  # complains now
+    for name in axes["backend"] if dask is None else ():
+        backend.library(name)
     with _executor(workers, dask) as executor:
         records = sweep.run(sweep.train, configurations, output, executor, retry=retry, progress=not quiet)
     varied = [name for name, values in axes.items() if len(values) > 1]
@@ -147,6 +149,7 @@ def _compare_flags():
     _sgd_flags(parser, default.lr, default.momentum, default.weight_decay)
     parser.add_argument("--seed", type=_between(int, 0), default=default.seed, help="of the weights and the shuffling")
     parser.add_argument("--dtype", choices=list(headline.TOLERANCE), default=default.dtype, help="of all numbers")
+    parser.add_argument("--backend", choices=backend.LIBRARIES, default=default.backend, help="array library")
     parser.add_argument("--output", default="results", help="folder for the figure and the CSV files")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser

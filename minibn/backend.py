@@ -2,17 +2,24 @@
 
 Everything else takes its array namespace from its inputs with `array_namespace` and uses names of the
 array API standard (https://data-apis.org/array-api), so NumPy, CuPy, PyTorch and array-api-strict arrays run
-the same lines. What the standard lacks is here under a name of its own.
+the same lines. What the standard lacks is here under a name of its own. The oldest version of it that will do is 2024.12:
+`maximum`, `repeat` and `tile` came in 2023.12, plain numbers as their arguments a year later.
+
+On a GPU the CPU queues work and goes on; whoever asks for a number waits until everything queued is done. So a step of training
+asks for none: losses and norms stay 0-d arrays where they are, until `read` fetches all that are wanted at once.
 """
 
 import ctypes
+import itertools
 import math
 import os
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from numbers import Real
 
 import numpy as np
 from array_api_compat import (
@@ -26,8 +33,11 @@ from array_api_compat import (
 )
 from threadpoolctl import threadpool_limits
 
-__all__ = ["array_namespace", "asarray", "convert", "dtype_name", "elementwise", "into", "is_finite", "map_chunks", "norm",
-           "sum_rows", "threads", "to_numpy"]
+__all__ = ["BackendError", "LIBRARIES", "array_namespace", "asarray", "convert", "cores", "device", "dtype_name", "elementwise",
+           "into", "is_on_host", "library", "map_chunks", "move", "norm", "read", "sum_rows", "threads", "to_numpy"]
+
+LIBRARIES = ("numpy", "cupy", "torch")  # to train with; `library` knows array-api-strict too, to check with
+
 
 _workers = ContextVar("workers", default=None)  # (pool, its size) of the surrounding `threads` block; each thread has its own
 
@@ -97,23 +107,21 @@ def map_chunks(function, x, numbers_per_item, chunk_bytes=2**20):
     length = x.shape[0]
     size = max(1, chunk_bytes // (x.itemsize * numbers_per_item) if is_numpy_array(x) else length)
     slices = [slice(start, min(start + size, length)) for start in range(0, length, size)]
-    results = [None] * len(slices)
-    todo = deque(enumerate(slices))
+    results, tickets, failed = [None] * len(slices), itertools.count(), []
 
     def work():
-        while True:
+        while (i := next(tickets)) < len(slices) and not failed:  # whoever is free takes the next chunk
             try:
-                i, s = todo.popleft()  # whoever is free takes the next chunk
-            except IndexError:
-                return
-            results[i] = function(s)
+                results[i] = function(slices[i])
+            except BaseException:
+                failed.append(i)
+                raise
 
     pool, count = _workers.get() or (None, 1)
     others = [pool.submit(work) for _ in range(min(count, len(slices)) - 1)]
     try:
         work()
     finally:
-        todo.clear()  # after an error nobody starts another chunk
         for other in others:
             other.result()
     return results
@@ -148,7 +156,7 @@ def sum_rows(x):
 
 
 def norm(arrays):
-    """Euclidean norm of all numbers in a list of arrays, as a float.
+    """Euclidean norm of all numbers in a list of arrays: a 0-d float64 array where they are (of NumPy: a float).
 
     Squares are taken in float64, so float32 weights as large as 1e38 do not overflow.
     """
@@ -156,14 +164,8 @@ def norm(arrays):
     for x in arrays:
         xp = array_namespace(x)
         wide = xp.astype(xp.reshape(x, (-1,)), xp.float64)
-        total += float(xp.vecdot(wide, wide))
+        total = total + xp.vecdot(wide, wide)
     return total**0.5
-
-
-def is_finite(x):
-    """True if no number in `x` is NaN or infinite."""
-    xp = array_namespace(x)
-    return bool(xp.all(xp.isfinite(x)))
 
 
 def dtype_name(x):
@@ -175,9 +177,34 @@ def to_numpy(x):
     """`x` as a NumPy array in main memory, from any array library."""
     if is_cupy_array(x) or is_torch_array(x):
         x = to_device(x, "cpu")
-    elif is_array_api_strict_namespace(array_namespace(x)):
-        x = to_device(x, array_namespace(x).Device("CPU_DEVICE"))
+    elif is_array_api_strict_namespace(strict := array_namespace(x)):
+        x = to_device(x, strict.Device("CPU_DEVICE"))
     return np.asarray(x)
+
+
+def is_on_host(x):
+    """Whether `x` is in main memory, where looking at a number waits for nothing."""
+    return not is_cupy_array(x) and (not is_torch_array(x) or device(x).type == "cpu")
+
+
+def read(numbers):
+    """A list of numbers as Python ints and floats; the 0-d arrays among them come from their device in one transfer."""
+    waiting = [n for n in numbers if not isinstance(n, Real)]
+    if waiting:
+        xp = array_namespace(*waiting)
+        arrived = iter(to_numpy(xp.stack([xp.astype(n, xp.float64) for n in waiting])).tolist())
+    return [next(arrived) if not isinstance(n, Real) else n if isinstance(n, int) else float(n) for n in numbers]
+
+
+def move(x, like):
+    """`x` in the library and on the device of the array `like`, its dtype kept; x itself if it is there, or `like` is None."""
+    if like is None or (array_namespace(x) is array_namespace(like) and device(x) == device(like)):
+        return x
+    xp, where = array_namespace(like), device(like)
+    if is_torch_array(like) and where.type == "cuda" and is_on_host(x):
+        # a copy from ordinary memory would wait for the GPU, one from pinned memory is queued
+        return convert(x, xp, device="cpu").pin_memory().to(where, non_blocking=True)
+    return convert(x, xp, device=where)
 
 
 def asarray(x, like):
@@ -193,3 +220,38 @@ def convert(x, xp=None, dtype=None, device=None):
     if xp is not own:
         return xp.asarray(to_numpy(x), dtype=dtype, device=device, copy=True)
     return xp.astype(x if device is None else to_device(x, device), dtype, copy=True)
+
+
+class BackendError(RuntimeError):
+    """The array library asked for is not installed, or has no device here to run on."""
+
+
+def library(name):
+    """(namespace, device) of an array library by name.
+
+    Args:
+        name: "numpy"; "cupy"; "torch", on its GPU if it has one; or, for checks, "array_api_strict", on the second of its
+            devices, where it is an error to mix in an array of the first.
+
+    Raises:
+        ValueError: another name.
+        BackendError: the library is not installed, or CuPy has no GPU that works; the message is one sentence.
+    """
+    extras = {"cupy": "'minibn[cuda12]' or 'minibn[cuda13]'", "torch": "'minibn[torch]'", "array_api_strict": "'minibn[test]'"}
+    if name not in ("numpy", *extras):
+        raise ValueError(f"backend must be one of {['numpy', *extras]}, got {name!r}")
+    if find_spec(name) is None:
+        raise BackendError(f"backend {name!r} was asked for but is not installed: pip install {extras[name]}")
+    found, where = import_module(name if name == "array_api_strict" else f"array_api_compat.{name}"), None
+    if name == "torch":
+        where = "cuda" if found.cuda.is_available() else "cpu"
+    elif name == "array_api_strict":
+        where = found.Device("device1")
+    elif name == "cupy":
+        try:
+            found.zeros(1) + 1  # allocates and computes
+        except Exception as error:  # without a driver, a GPU or the CUDA compiler they are of many types
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise BackendError(f"backend 'cupy' was asked for but finds no GPU it can use here ({why}): run it where there is an "
+                               "NVIDIA GPU with a driver for this CuPy, or choose 'numpy' or 'torch'") from error
+    return found, where

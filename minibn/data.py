@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minibn import cifar10 as cifar10_files
-from minibn.backend import array_namespace, device
+from minibn.backend import array_namespace, device, move
 
 TRAIN_IMAGES, TEST_IMAGES = 1437, 360  # of the digits
 
@@ -149,8 +149,7 @@ def batches(x, y, batch_size, *, rng, drop_last=True, augment=None):
 
 
 def _take(x, indices):
-    xp = array_namespace(x)
-    return xp.take(x, xp.asarray(indices, device=device(x)), axis=0)
+    return array_namespace(x).take(x, move(indices, x), axis=0)
 
 
 def check_examples(x, y):

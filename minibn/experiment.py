@@ -8,7 +8,7 @@ from numbers import Real
 
 import numpy as np
 
-from minibn import data, equivalence, models, nn, schedules
+from minibn import backend, data, equivalence, models, nn, schedules
 from minibn.history import History
 from minibn.invariance import symmetries
 from minibn.optim import SGD
@@ -67,6 +67,7 @@ class Experiment:
     weight_decay: float = _flag(5e-3, "L2, as PyTorch's SGD has it")
     seed: int = _flag(0, "of the weights, the shuffling and the augmentation")
     dtype: str = _flag("float32", "of all numbers", ["float32", "float64"])
+    backend: str = _flag("numpy", "array library; cupy and torch run on a GPU, torch without one on the CPU", backend.LIBRARIES)
 
     def __post_init__(self):
         for f in fields(self):
@@ -183,17 +184,22 @@ def run(experiment, schedule=None, *, checkpoint=None, every=500, threads=None, 
     Args:
         experiment: `Experiment`.
         schedule: stream of `Step` for the scale-invariant weights, in place of the experiment's.
-        checkpoint: file to resume from and to write every `every` steps; one of another experiment is refused.
+        checkpoint: file to resume from and to write every `every` steps; one of another experiment is refused, another backend
+            is not.
         threads, progress, description: as in `training.fit`.
 
     Raises:
         ValueError, DivergenceError: as in `training.fit`.
+        BackendError: the experiment's backend cannot be used here.
     """
-    split, model = experiment.split, experiment.network()
+    backend.library(experiment.backend)  # complains before the images are read
+    split, model = experiment.split, experiment.network().to(experiment.backend)
+    settings = asdict(experiment)
+    del settings["backend"]
     history = fit(model, experiment.optimizers(model, schedule), split.x_train, split.y_train, epochs=experiment.epochs,
                   batch_size=experiment.batch, rng=np.random.default_rng(experiment.seed + 1), path=checkpoint, every=every,
                   augment=data.crop_flip if experiment.data == "cifar10" and experiment.augment else None,
-                  validation=(split.x_test, split.y_test), settings=asdict(experiment), threads=threads, progress=progress,
+                  validation=(split.x_test, split.y_test), settings=settings, threads=threads, progress=progress,
                   description=description)
     update_bn(model, split.x_train, threads=threads)
     return Run(model, history, predict(model, split.x_test, threads=threads),

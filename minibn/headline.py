@@ -20,10 +20,11 @@ TOLERANCE = {"float64": 1e-9, "float32": 0.5}  # largest gap between the losses;
 USUAL, EXPONENTIAL = "weight decay, usual schedule", "no weight decay, growing lr"
 
 
-def settings(*, depth=8, epochs=24, batch=48, lr=0.1, momentum=0.9, weight_decay=1e-2, seed=0, dtype="float64"):
+def settings(*, depth=8, epochs=24, batch=48, lr=0.1, momentum=0.9, weight_decay=1e-2, seed=0, dtype="float64",
+             backend="numpy"):
     """The `Experiment`: warm-up over the first seventh of training, lr / 10 after 3/4 of it and again after 11/12."""
     return Experiment(depth=depth, epochs=epochs, batch=batch, lr=lr, momentum=momentum, weight_decay=weight_decay, seed=seed,
-                      dtype=dtype, warmup=epochs / 7, milestones=(epochs * 3 / 4, epochs * 11 / 12))
+                      dtype=dtype, backend=backend, warmup=epochs / 7, milestones=(epochs * 3 / 4, epochs * 11 / 12))
 
 
 def run(experiment, folder, progress=True):

@@ -69,7 +69,7 @@ class Symmetries:
 
     @cached_property
     def basis(self):
-        return _null_space([e.form for e in self.equations], self.names)
+        return null_space([e.form for e in self.equations], self.names)
 
     def explain(self, name):
         """A sentence that says what `name` may be scaled with, and why, or why it may not."""
@@ -185,7 +185,7 @@ def _list(items):
     return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
 
 
-def _null_space(rows, names):
+def null_space(rows, names):
     """Basis of the solutions of Σ row[n] a_n = 0, as {name: integer} without zeros; Gauss-Jordan elimination in Fractions."""
     pivots = {}  # name -> reduced row that has 1 there, and 0 at every other pivot
     for row in rows:

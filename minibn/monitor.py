@@ -8,11 +8,14 @@ longer; weight decay makes it shorter; in time the two balance (van Laarhoven, 2
 
 so `|w|⁴ -> ηG / (2λ(1-γ))`, within a time (1-γ) / (4ηλ), and from then on w turns by `sqrt(2ηλ / (1+γ))` a step. These hold for
 ηλ well below (1 - √γ)² and gradients that are not correlated from step to step.
+
+What is measured of weights is a 0-d float64 array where the weights are (of NumPy: a float), so that nothing waits for a GPU.
 """
 
 import math
 
 from minibn import backend
+from minibn.backend import array_namespace
 
 
 def effective_lr(step, weights):
@@ -25,10 +28,12 @@ def effective_lr(step, weights):
         weights: a list of arrays, the weights that are scale-invariant together.
 
     Returns:
-        float; infinite for weights that are zero.
+        0-d array; infinite for weights that are zero.
     """
     square = backend.norm(weights) ** 2
-    return step.lr / square if square else math.inf
+    xp = array_namespace(square)
+    safe = xp.where(square == 0, xp.ones_like(square), square)
+    return xp.where(square == 0, xp.full_like(square, math.inf), step.lr / safe)[()]
 
 
 def angular_update(before, after):
@@ -37,13 +42,17 @@ def angular_update(before, after):
         2 atan2(|u - v|, |u + v|),   u, v the unit vectors
 
     which is accurate for the smallest angles, where arccos is not (Kahan). 0 if either is zero.
+
+    Returns:
+        0-d array.
     """
     p, q = backend.norm(before), backend.norm(after)
-    if not p or not q:
-        return 0.0
-    difference = backend.norm([x / p - y / q for x, y in zip(before, after, strict=True)])
-    total = backend.norm([x / p + y / q for x, y in zip(before, after, strict=True)])
-    return 2 * math.atan2(difference, total)
+    xp = array_namespace(p, q)
+    zero = (p == 0) | (q == 0)
+    p, q = (xp.where(zero, xp.ones_like(norm), norm) for norm in (p, q))
+    units = [(x / xp.astype(p, x.dtype), y / xp.astype(q, y.dtype)) for x, y in zip(before, after, strict=True)]
+    angle = 2 * xp.atan2(backend.norm([u - v for u, v in units]), backend.norm([u + v for u, v in units]))
+    return xp.where(zero, xp.zeros_like(angle), angle)[()]
 
 
 def predicted_angular_update(lr, momentum, weight_decay):

@@ -1,11 +1,12 @@
 """The training loop: progress, history, checkpoints, and a stop when numbers leave float range."""
 
 import json
+import math
+import time
 from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from minibn import backend, checkpoint, data, monitor, nn
@@ -83,7 +84,7 @@ def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_las
         model: an `nn.Module`.
         optimizers: {group name: SGD}. Two groups of weights are two optimisers, each with its own schedule; together
             they should hold all parameters that are to be trained.
-        x, y: training inputs (N, …) and labels (N,).
+        x, y: training inputs (N, …) and labels (N,). Each batch is moved to where the model is; what is there already stays.
         epochs: how many times to go through the data.
         batch_size, drop_last: as in `data.batches`.
         rng: numpy.random.Generator that shuffles the data.
@@ -104,8 +105,9 @@ def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_las
         History with "accuracy" that of the batch in training mode.
 
     Raises:
-        DivergenceError: the loss or a weight is not finite; no checkpoint is written from then on.
-        ValueError: data, batch size or checkpoint do not fit.
+        DivergenceError: the loss or a weight is not finite; no checkpoint is written from then on. On a GPU, where measurements
+            are fetched only now and then, training may be some steps further by then; the message names the step where it began.
+        ValueError: data, batch size or checkpoint do not fit, or the model was moved after its optimisers were made.
     """
     loss = loss or nn.CrossEntropy()
     data.check_examples(x, y)
@@ -114,36 +116,50 @@ def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_las
     data.batches(x, y, batch_size, rng=rng)  # complains now, not at the first step
     per_epoch = x.shape[0] // batch_size if drop_last else -(-x.shape[0] // batch_size)
     last = min(epochs * per_epoch, max_steps or epochs * per_epoch)
-    history, saved = History(), None
+    where = next(model.arrays(), None)
+    for group, sgd in optimizers.items():
+        if any(backend.move(v, p.data) is not v for p, v in zip(sgd.parameters, sgd.velocity, strict=True)):
+            raise ValueError(f"the optimiser of group {group!r} was made before its parameters moved; make it after model.to")
+    history, pending, saved = History(), [], None
     if path and resume and Path(path).exists():
         history, saved = _restore(path, model, optimizers, rng, settings), path
     model.train()
-    step = len(history)
+    step = first = len(history)
+    pause = 0 if where is None or backend.is_on_host(where) else 0.1 if progress else 1.0  # seconds between looks at the numbers
+    look = time.monotonic() + pause
     with backend.threads(threads), tqdm(total=last, initial=step, desc=description, disable=not progress) as bar:
         while step < last:
             start_of_epoch = rng.bit_generator.state
             epoch = data.batches(x, y, batch_size, rng=rng, drop_last=drop_last, augment=augment)
             done = step % per_epoch
             for batch_x, batch_y in islice(epoch, done, min(per_epoch, done + last - step)):
-                row = _train_step(model, loss, optimizers, batch_x, batch_y, step, saved)
+                labels = y if step == first else None
+                row = _train_step(model, loss, optimizers, *(backend.move(a, where) for a in (batch_x, batch_y)), step, labels)
+                pending.append(row)
                 step += 1
+                save = path and (step % every == 0 or step == last)
+                end = validation and step % per_epoch == 0
                 if validation:
-                    end = step % per_epoch == 0
-                    row["test_loss"], row["test_accuracy"] = evaluate(model, *validation) if end else (np.nan, np.nan)
-                history.append(row)
-                _show(bar, row)
-                if path and (step % every == 0 or step == last):
+                    row["test_loss"], row["test_accuracy"] = evaluate(model, *validation) if end else (math.nan, math.nan)
+                if save or end or step == last or time.monotonic() >= look:
+                    _collect(pending, history, optimizers, saved)
+                    _show(bar, history)
+                    look = time.monotonic() + pause
+                if save:
                     _save(path, model, optimizers, rng, start_of_epoch, per_epoch, history, settings)
                     saved = path
     return history
 
 
-def _train_step(model, loss, optimizers, x, y, step, saved):
-    """One update of every group; returns the row of the History."""
+def _train_step(model, loss, optimizers, x, y, step, labels=None):
+    """One update of every group; returns the row of the History, its numbers still where the model is.
+
+    Nothing in here reads a number from the device, but for the check of `labels`, all those of the run, at its first step.
+    """
     logits = model(x)
+    if labels is not None and hasattr(loss, "check"):
+        loss.check(logits, labels)
     row = {"step": step, "loss": loss(logits, y), "accuracy": _accuracy(logits, y)}
-    if not np.isfinite(row["loss"]):
-        raise _divergence(f"the loss is {row['loss']}", step, optimizers, saved)
     for sgd in optimizers.values():
         sgd.zero_grad()
     model.backward(loss.backward())
@@ -151,74 +167,95 @@ def _train_step(model, loss, optimizers, x, y, step, saved):
         before = [p.data for p in sgd.parameters]
         update = sgd.step()
         after = [p.data for p in sgd.parameters]
-        norm = backend.norm(after)
-        if not np.isfinite(norm):
-            raise _divergence("a weight is not finite", step, {name: sgd}, saved)
-        row |= {f"lr/{name}": update.lr, f"norm/{name}": norm,
+        row |= {f"lr/{name}": update.lr, f"norm/{name}": backend.norm(after),
                 f"effective_lr/{name}": monitor.effective_lr(update, before) / update.rescale**2,
                 f"angle/{name}": monitor.angular_update(before, after),
                 f"predicted_angle/{name}": monitor.predicted_angle_of(update)}
     return row
 
 
+def _collect(pending, history, optimizers, saved):
+    """Fetch the numbers of the `pending` rows in one transfer, and move the rows into the history, up to one that diverged."""
+    numbers = iter(backend.read([value for row in pending for value in row.values()]))
+    for row in [{name: next(numbers) for name in row} for row in pending]:
+        if not math.isfinite(row["loss"]):
+            rates = {group: history.columns[f"lr/{group}"][-1] for group in optimizers if len(history)}
+            raise _divergence(f"the loss is {row['loss']}", row["step"], rates, saved)
+        for group in optimizers:
+            if not math.isfinite(row[f"norm/{group}"]):
+                raise _divergence("a weight is not finite", row["step"], {group: row[f"lr/{group}"]}, saved)
+        history.append(row)
+    pending.clear()
+
+
 def evaluate(model, x, y, *, loss=None, batch_size=256, threads=None):
-    """(loss, accuracy) of `model` in evaluation mode over all of (x, y)."""
+    """(loss, accuracy), two floats, of `model` in evaluation mode over all of (x, y)."""
     logits = predict(model, x, batch_size=batch_size, threads=threads)
-    return (loss or nn.CrossEntropy())(logits, y), _accuracy(logits, y)
+    y = backend.move(y, logits)
+    return tuple(backend.read([(loss or nn.CrossEntropy())(logits, y), _accuracy(logits, y)]))
 
 
 def predict(model, x, *, batch_size=256, threads=None):
-    """Outputs (N, …) of `model` in evaluation mode; the model is then in the mode it was in before."""
+    """Outputs (N, …) of `model` in evaluation mode, where x is; the model is then in the mode it was in before.
+
+    Batches of x are moved to where the model is.
+    """
     if x.shape[0] == 0:
         raise ValueError("predict needs at least one example")
-    mode = model.training
+    mode, where = model.training, next(model.arrays(), None)
     model.eval()
     try:
         with backend.threads(threads):
-            parts = [model(x[i : i + batch_size]) for i in range(0, x.shape[0], batch_size)]
+            parts = [model(_part(x, i, batch_size, where)) for i in range(0, x.shape[0], batch_size)]
     finally:
         model.train(mode)
-    return array_namespace(x).concat(parts, axis=0)
+    return backend.move(array_namespace(parts[0]).concat(parts, axis=0), x)
 
 
 def update_bn(model, x, *, batch_size=256, threads=None):
-    """Set the running statistics of every BatchNorm to plain averages over the batches of x, at the present weights.
+    """Set the running statistics of every BatchNorm to plain averages over the whole batches of x, at the present weights.
 
     As `torch.optim.swa_utils.update_bn`. The running averages of training lag behind: where weights grow exponentially, as
     without weight decay, they belong to smaller weights, and evaluation is no longer scale-invariant. With
     statistics taken anew it is, so two equivalent runs agree in evaluation too.
     """
     norms = [module for _, module in model.named_modules() if isinstance(module, nn.BatchNorm)]
-    momenta, mode = [norm.momentum for norm in norms], model.training
+    momenta, mode, where = [norm.momentum for norm in norms], model.training, next(model.arrays(), None)
     model.train()
     try:
         with backend.threads(threads):
-            for count, i in enumerate(range(0, x.shape[0] - batch_size + 1 or 1, batch_size), 1):
+            for count, i in enumerate(range(0, max(x.shape[0] - batch_size, 0) + 1, batch_size), 1):
                 for norm in norms:
                     norm.momentum = 1 / count  # the mean of `count` batches
-                model(x[i : i + batch_size])
+                model(_part(x, i, batch_size, where))
     finally:
         model.train(mode)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
 
+def _part(x, start, size, where):
+    """`size` rows of x, or as many as are left, moved to where the array `where` is."""
+    return backend.move(x[start : min(start + size, x.shape[0]), ...], where)
+
+
 def _accuracy(logits, y):
     xp = array_namespace(logits)
-    return float(xp.mean(xp.astype(xp.argmax(logits, axis=1) == y, logits.dtype)))
+    return xp.mean(xp.astype(xp.argmax(logits, axis=1) == y, logits.dtype))
 
 
-def _divergence(what, step, optimizers, saved):
-    groups = ", ".join(f"group {name!r} with lr {sgd.last.lr:.4g}" for name, sgd in optimizers.items() if sgd.last)
+def _divergence(what, step, rates, saved):
+    groups = ", ".join(f"group {name!r} with lr {lr:.4g}" for name, lr in rates.items())
     where = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint"
     return DivergenceError(f"step {step}: {what} after an update of {groups or 'nothing yet'}; {where}. "
                            "Lower the learning rate, or warm it up.")
 
 
-def _show(bar, row):
+def _show(bar, history):
+    row = {name: values[-1] for name, values in history.columns.items()}
     rates = {name: f"{value:.3g}" for name, value in row.items() if name.startswith("lr/")}
     bar.set_postfix({"loss": f"{row['loss']:.4f}", "acc": f"{row['accuracy']:.3f}", **rates}, refresh=False)
-    bar.update()
+    bar.update(len(history) - bar.n)
 
 
 def _save(path, model, optimizers, rng, start_of_epoch, per_epoch, history, settings):

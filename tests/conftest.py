@@ -1,10 +1,19 @@
-"""Settings for all tests: hypothesis without time limits (a slow machine is not a failure), GPU tests where there is one."""
+"""Settings for all tests, and the array libraries that they run on: hypothesis without time limits (a slow machine is not a
+failure), GPU tests where there is a GPU."""
+
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("minibn", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+from minibn import backend
+
+# the fixture `library` stays the same from example to example
+settings.register_profile("minibn", deadline=None, max_examples=40,
+                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.load_profile("minibn")
+
+OLDEST = "2024.12"  # of the standard's versions, that will do: see `minibn.backend`
 
 
 def pytest_collection_modifyitems(items):
@@ -24,3 +33,47 @@ def _why_no_gpu():
     except Exception as error:  # CuPy's errors without a driver are of many types
         return f"needs CuPy and a GPU: {type(error).__name__}: {error}".splitlines()[0]
     return None
+
+
+class Library(NamedTuple):
+    """An array library, by the name it has in `backend.library`, and the device that tests use."""
+
+    name: str
+    xp: Any
+    device: Any
+
+    def array(self, x):
+        """A NumPy array, moved there."""
+        return backend.convert(x, self.xp, device=self.device)
+
+    def is_home_of(self, x):
+        """Whether array `x` is there."""
+        like = self.xp.zeros(1, device=self.device)
+        return backend.array_namespace(x) is self.xp and backend.device(x) == backend.device(like)
+
+
+STRICT = ["strict-oldest", "strict-newest"]
+OTHERS = [*STRICT, "torch", pytest.param("torch-gpu", marks=pytest.mark.gpu), pytest.param("cupy", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=["numpy", *OTHERS])
+def library(request):
+    """Each `Library` in turn: array-api-strict in the oldest version of the standard that will do and in the newest, without what
+    would make a GPU wait (shapes that depend on data)."""
+    if request.param not in STRICT:
+        name = request.param.removesuffix("-gpu")
+        pytest.importorskip(name)
+        xp, device = backend.library(name)
+        if request.param == "torch-gpu" and device == "cpu":
+            pytest.skip("needs a GPU that PyTorch can use")
+        yield Library(name, xp, "cpu" if request.param == "torch" else device)
+        return
+    strict = pytest.importorskip("array_api_strict")
+    version = OLDEST if request.param == "strict-oldest" else strict.get_array_api_strict_flags()["api_version"]
+    with strict.ArrayAPIStrictFlags(api_version=version, boolean_indexing=False, data_dependent_shapes=False):
+        yield Library("array_api_strict", *backend.library("array_api_strict"))
+
+
+def others(test):
+    """For tests that compare with NumPy: `library` is every one but that."""
+    return pytest.mark.parametrize("library", OTHERS, indirect=True)(test)

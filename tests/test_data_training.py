@@ -161,19 +161,39 @@ def test_threads_do_not_change_a_bit():
 
 def test_a_block_of_threads_is_of_its_own_thread():
     """As on a Dask worker with several threads: where one run ends, it does not take the pool of another with it."""
-    x = np.zeros((8, 2**17), dtype=np.float32)  # 8 chunks
+    x = np.zeros((8, 2**18), dtype=np.float32)  # 8 chunks
+    both = threading.Barrier(2, timeout=60)
 
     def where(_):
         return threading.get_ident()
 
+    def meet(_):
+        both.wait()  # until a second thread is at work too
+        return threading.get_ident()
+
     with backend.threads(2), ThreadPoolExecutor(1) as other:
-        assert threading.get_ident() not in backend.map_chunks(where, x, x.shape[1])
+        assert len(set(backend.map_chunks(meet, x, x.shape[1]))) == 2
         own = other.submit(threading.get_ident).result()
         assert set(other.submit(backend.map_chunks, where, x, x.shape[1]).result()) == {own}
         run = Run()
         other.submit(run.fit, epochs=1, threads=1).result()
-        assert threading.get_ident() not in backend.map_chunks(where, x, x.shape[1])
+        assert len(set(backend.map_chunks(meet, x, x.shape[1]))) == 2
     assert set(backend.map_chunks(where, x, x.shape[1])) == {threading.get_ident()}
+
+
+def test_an_error_in_a_chunk_is_raised_and_stops_the_rest():
+    x = np.zeros((64, 2**18), dtype=np.float32)  # 64 chunks
+
+    def fail(s):
+        done.append(s.start)
+        if s.start == 3:
+            raise ValueError("chunk 3")
+
+    for threads in (1, 2):
+        done = []
+        with backend.threads(threads), pytest.raises(ValueError, match="chunk 3"):
+            backend.map_chunks(fail, x, x.shape[1])
+        assert len(done) < 64
 
 
 def test_training_learns_and_history_holds_what_happened(capsys):
@@ -272,6 +292,13 @@ def test_update_bn_takes_plain_averages():
     assert norm.running_mean[0] == pytest.approx(np.mean(means), rel=1e-12)
     assert norm.running_var[0] == pytest.approx(np.mean(variances), rel=1e-12)
     assert norm.momentum == 0.1
+
+
+def test_update_bn_of_less_than_a_batch():
+    norm = nn.BatchNorm(1, dtype="float64")
+    x = np.random.default_rng(0).standard_normal((20, 1))
+    update_bn(norm, x)
+    assert norm.running_mean[0] == pytest.approx(x.mean())
 
 
 # ---- checkpoints and history ----

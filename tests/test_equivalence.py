@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibn import nn, schedules
+from minibn import backend, nn, schedules
 from minibn.equivalence import (
     Frame,
     add_weight_decay,
@@ -36,24 +36,31 @@ families = st.sampled_from(["heavy-ball", "lookahead", "shrink", "everything"])
 def random_steps(seed, length, family="everything"):
     """Steps of which every number jumps: lr over 8 decades, one in ten 0; segments of equal steps between single ones."""
     rng = np.random.default_rng(seed)
+
+    def choose(numbers):
+        return float(rng.choice(numbers))  # NumPy's numbers do not mix with other libraries' arrays
+
     steps = []
     while len(steps) < length:
-        step = Step(lr=0.0 if rng.random() < 0.1 else 10 ** rng.uniform(-8, 0), momentum=rng.choice([0.0, 0.5, 0.9, 0.95]),
+        step = Step(lr=0.0 if rng.random() < 0.1 else 10 ** rng.uniform(-8, 0), momentum=choose([0.0, 0.5, 0.9, 0.95]),
                     weight_decay=0.0 if rng.random() < 0.1 else 10 ** rng.uniform(-8, -3.6))  # ηλ < (1 - √γ)²
         if family in ("lookahead", "everything"):
-            step = replace(step, lookahead=rng.choice([0.0, -0.3, 0.5, 2.0]))
+            step = replace(step, lookahead=choose([0.0, -0.3, 0.5, 2.0]))
         if family in ("shrink", "everything"):
-            step = replace(step, shrink=rng.choice([0.0, 1e-4, 1e-3]))
+            step = replace(step, shrink=choose([0.0, 1e-4, 1e-3]))
         steps += [step] * int(rng.choice([1, 1, 5, 100]))
     return steps[:length]
 
 
 class Sphere:
-    """A scale-invariant loss of one weight vector that changes at every step, `L_t(w) = ξ_t · w/|w|`, trained by SGD."""
+    """A scale-invariant loss of one weight vector that changes at every step, `L_t(w) = ξ_t · w/|w|`, trained by SGD.
 
-    def __init__(self, schedule, seed, dim=6):
-        self.rng = np.random.default_rng(seed)
-        self.parameter = nn.Parameter(self.rng.standard_normal(dim))
+    `move` brings it from NumPy to another array library.
+    """
+
+    def __init__(self, schedule, seed, dim=6, move=lambda x: x):
+        self.rng, self.move = np.random.default_rng(seed), move
+        self.parameter = nn.Parameter(move(self.rng.standard_normal(dim)))
         self.sgd = SGD([self.parameter], schedule)
 
     @property
@@ -62,15 +69,15 @@ class Sphere:
 
     def step(self):
         """One update, with ∇L = (ξ - (ξ·u) u) / |w|, u = w/|w|."""
-        norm = np.linalg.norm(self.weight)
-        u, xi = self.weight / norm, self.rng.standard_normal(self.weight.shape)
+        norm = backend.norm([self.weight])
+        u, xi = self.weight / norm, self.move(self.rng.standard_normal(tuple(self.weight.shape)))
         self.parameter.grad = (xi - (xi @ u) * u) / norm
         return self.sgd.step()
 
 
-def same_run(steps, seed, band=2.0**32):
+def same_run(steps, seed, band=2.0**32, move=lambda x: x):
     """Train with `steps` and with their conversion: at every step the same direction, and norms in the ratio P."""
-    usual, converted = Sphere(steps, seed), Sphere(remove_weight_decay(steps, band=band), seed)
+    usual, converted = Sphere(steps, seed, move=move), Sphere(remove_weight_decay(steps, band=band), seed, move=move)
     pairs = streams._removing(steps, band, Frame())
     for t in range(len(steps)):
         usual.step()
@@ -78,10 +85,10 @@ def same_run(steps, seed, band=2.0**32):
         expected, frame = next(pairs)
         assert step == expected
         assert step.weight_decay == step.shrink == 0
-        w, v = Frame(*frame).remove(usual.weight, usual.sgd.velocity[0])
-        tolerance = 1e-10 * np.linalg.norm(w)
-        np.testing.assert_allclose(converted.weight, w, rtol=0, atol=tolerance, err_msg=f"step {t}: w / P")
-    np.testing.assert_allclose(converted.sgd.velocity[0], v, rtol=0, atol=1e-8 * np.linalg.norm(v), err_msg="velocity")
+        w, v = map(backend.to_numpy, Frame(*frame).remove(usual.weight, usual.sgd.velocity[0]))
+        weight, velocity = map(backend.to_numpy, (converted.weight, converted.sgd.velocity[0]))
+        np.testing.assert_allclose(weight, w, rtol=0, atol=1e-10 * np.linalg.norm(w), err_msg=f"step {t}: w / P")
+    np.testing.assert_allclose(velocity, v, rtol=0, atol=1e-8 * np.linalg.norm(v), err_msg="velocity")
 
 
 def round_trip(steps):
@@ -96,6 +103,12 @@ def round_trip(steps):
 @given(seeds, families)
 def test_the_converted_run_is_the_same_run(seed, family):
     same_run(random_steps(seed, 2000, family), seed)
+
+
+@settings(max_examples=4)
+@given(seeds, families)
+def test_it_is_the_same_run_on_every_library(library, seed, family):
+    same_run(random_steps(seed, 200, family), seed, move=library.array)
 
 
 @settings(max_examples=12)

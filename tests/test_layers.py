@@ -5,9 +5,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from minibn import models, nn
+from minibn import backend, models, nn
 from minibn.nn.conv import windows
-from minibn.testing import check_layer, distinct
+from minibn.testing import check_degree, check_gradient, check_layer, check_libraries, distinct
 
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 3)
@@ -30,7 +30,13 @@ def test_conv(seed, data):
     height, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
     assume(all(size + 2 * p >= k for size, p, k in zip((height, width), padding, kernel, strict=True)))
     conv = nn.Conv2d(inside, outside, kernel, stride, padding, data.draw(st.booleans()), rng=rng, dtype="float64")
-    check_layer(conv, distinct(rng, (n, height, width, inside)), rng=rng)
+    x = distinct(rng, (n, height, width, inside))
+    check_gradient(conv, x, rng=rng)
+    check_libraries(conv, x, rng=rng)
+    inside = np.pad(np.ones((height, width)), [(p, p) for p in padding])
+    seen = np.lib.stride_tricks.sliding_window_view(inside, kernel)[:: stride[0], :: stride[1]].reshape(-1, kernel[0] * kernel[1])
+    if padding == (0, 0) or len(np.unique(seen, axis=0)) > 1:
+        check_degree(conv, x, rng=rng)  # if all outputs see the same part of the padding, it is as if there were none
 
 
 @given(seeds, st.sampled_from(sorted(NORMS)), st.booleans(), st.sampled_from([0.0, 1e-5, 0.1]), st.booleans(), st.data())
@@ -98,22 +104,35 @@ def test_a_constant_channel_gives_zeros(norm, affine, value):
     assert np.all(layer.backward(np.random.default_rng(0).standard_normal(y.shape)) == 0)
 
 
-def test_cross_entropy():
+def loss_and_gradient(loss, library, scores, labels):
+    """As NumPy; both were where the scores are."""
+    value = loss(library.array(np.array(scores)), library.array(np.array(labels)))
+    gradient = loss.backward()
+    assert library.is_home_of(value)
+    assert library.is_home_of(gradient)
+    assert value.shape == ()
+    return backend.read([value])[0], backend.to_numpy(gradient)
+
+
+def test_cross_entropy(library):
     rng = np.random.default_rng(0)
     z, y, loss = rng.standard_normal((5, 4)), np.array([0, 3, 1, 1, 2]), nn.CrossEntropy()
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-    assert loss(z, y) == pytest.approx(-np.log(p[np.arange(5), y]).mean(), rel=1e-14)
-    np.testing.assert_allclose(loss.backward(), (p - np.eye(4)[y]) / 5, rtol=0, atol=1e-16)
-    assert loss(np.array([[8e307, -8e307]]), np.array([0])) == 0.0
-    assert loss(np.array([[1e5, 0.0]]), np.array([1])) == 1e5  # no overflow
+    value, gradient = loss_and_gradient(loss, library, z, y)
+    assert value == pytest.approx(-np.log(p[np.arange(5), y]).mean(), rel=1e-14)
+    np.testing.assert_allclose(gradient, (p - np.eye(4)[y]) / 5, rtol=0, atol=1e-16)
+    assert loss_and_gradient(loss, library, [[8e307, -8e307]], [0])[0] == 0.0
+    assert loss_and_gradient(loss, library, [[1e5, 0.0]], [1])[0] == 1e5  # no overflow
 
 
-def test_logistic():
+def test_logistic(library):
     loss, s, y = nn.Logistic(), np.array([-1.0, 0.5, 2.0]), np.array([1, -1, 1])
-    assert loss(s, y) == pytest.approx(np.log1p(np.exp(-y * s)).mean(), rel=1e-14)
-    np.testing.assert_allclose(loss.backward(), -y / (1 + np.exp(y * s)) / 3, rtol=1e-14)
-    assert loss(np.array([-1e5, 1e5]), np.array([1, 1])) == 5e4
-    np.testing.assert_array_equal(loss.backward(), [-0.5, 0.0])
+    value, gradient = loss_and_gradient(loss, library, s, y)
+    assert value == pytest.approx(np.log1p(np.exp(-y * s)).mean(), rel=1e-14)
+    np.testing.assert_allclose(gradient, -y / (1 + np.exp(y * s)) / 3, rtol=1e-14)
+    value, gradient = loss_and_gradient(loss, library, [-1e5, 1e5], [1, 1])
+    assert value == 5e4
+    np.testing.assert_array_equal(gradient, [-0.5, 0.0])
 
 
 LAYERS = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibn import nn, schedules
+from minibn import backend, nn, schedules
 from minibn.optim import SGD, Step
 
 
@@ -18,19 +18,20 @@ def numbers(low, high):
 
 @given(numbers(0, 1), numbers(0, 1), numbers(0, 1), numbers(-1, 1), st.sampled_from([0.25, 1.0, 8.0]), numbers(-0.9, 2),
        numbers(0, 0.9), st.integers(0, 2**32 - 1))
-def test_sgd_does_what_the_docstring_of_step_says(lr, momentum, decay, kick, c, lookahead, shrink, seed):
+def test_sgd_does_what_the_docstring_of_step_says(library, lr, momentum, decay, kick, c, lookahead, shrink, seed):
     w, v, g = np.random.default_rng(seed).standard_normal((3, 5))
-    parameter = nn.Parameter(w.copy())
-    parameter.grad = g.copy()
+    parameter = nn.Parameter(library.array(w))
+    parameter.grad = library.array(g)
     sgd = SGD([parameter], [Step(lr, momentum, decay, kick, c, lookahead, shrink)])
-    sgd.velocity = [v.copy()]
+    sgd.velocity = [library.array(v)]
     assert sgd.step() is sgd.last
     w, v, g = c * w, v / c, g / c
     v = v + kick * w
     v = momentum * v + g + decay * w
     w = (1 - shrink) * w - lr * (v + lookahead * (g + decay * w))
-    np.testing.assert_allclose(sgd.velocity[0], v, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(parameter.data, w, rtol=0, atol=1e-13)
+    assert library.is_home_of(parameter.data)
+    np.testing.assert_allclose(backend.to_numpy(sgd.velocity[0]), v, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(backend.to_numpy(parameter.data), w, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("bad", [

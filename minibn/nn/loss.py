@@ -1,5 +1,13 @@
-"""Losses: a float forward, the gradient in the scores backward."""
+"""Losses: a number forward, the gradient in the scores backward.
 
+The number is a 0-d array where the scores are (of NumPy: a float), so that a step of training waits for no GPU. Labels in main
+memory are checked at once. On a GPU that would be such a wait: there one wrong label makes loss and gradient NaN; `check`, which
+`training.fit` calls with all labels at its first step, waits and says what is wrong.
+"""
+
+import math
+
+from minibn import backend
 from minibn.backend import array_namespace, device
 from minibn.nn.module import Module
 
@@ -23,24 +31,39 @@ class CrossEntropy(Module):
         return self.forward(logits, labels)
 
     def forward(self, logits, labels):
-        """The loss as a float."""
+        """The loss, a 0-d array."""
         xp = array_namespace(logits, labels)
         self._check_input(logits, ("N", "K"))
         n, k = logits.shape
         if tuple(labels.shape) != (n,):
             raise ValueError(f"CrossEntropy needs one label for each of the {n} rows of logits, got {tuple(labels.shape)}")
-        if not xp.isdtype(labels.dtype, "integral"):
-            raise TypeError(f"CrossEntropy needs integer labels, got {labels.dtype}")
-        low, high = int(xp.min(labels)), int(xp.max(labels))
-        if low < 0 or high >= k:
-            raise ValueError(f"CrossEntropy needs labels from 0 to {k - 1} for {k} classes, got {low} to {high}")
+        if backend.is_on_host(labels):
+            self.check(logits, labels)
+        labels = self._integers(labels)
         z = logits - xp.max(logits, axis=1, keepdims=True)
         exponentials = xp.exp(z)
         total = xp.sum(exponentials, axis=1, keepdims=True)
+        valid = (labels >= 0) & (labels < k)
+        total = xp.where(valid[:, None], total, xp.full_like(total, math.nan))
         onehot = labels[:, None] == xp.arange(k, dtype=labels.dtype, device=device(labels))
         self._keep(exponentials / total, xp.astype(onehot, logits.dtype))
         right = xp.sum(xp.where(onehot, z, xp.zeros_like(z)), axis=1)
-        return float(xp.mean(xp.log(total[:, 0]) - right))
+        return xp.mean(xp.log(total[:, 0]) - right)
+
+    def check(self, logits, labels):
+        """Raise, as above, unless `labels`, any number of them, are integers from 0 to K - 1; reads them."""
+        labels, k = self._integers(labels), logits.shape[1]
+        xp = array_namespace(labels)
+        low, high = backend.read([xp.min(labels), xp.max(labels)])
+        if low < 0 or high >= k:
+            raise ValueError(f"CrossEntropy needs labels from 0 to {k - 1} for {k} classes, got {low:.0f} to {high:.0f}")
+
+    def _integers(self, labels):
+        """The labels as int64, which holds every class number, as uint8 does not."""
+        xp = array_namespace(labels)
+        if not xp.isdtype(labels.dtype, "integral"):
+            raise TypeError(f"CrossEntropy needs integer labels, got {labels.dtype}")
+        return xp.astype(labels, xp.int64, copy=False)
 
     def backward(self):
         """dL/dlogits, (N, K)."""
@@ -66,17 +89,23 @@ class Logistic(Module):
         return self.forward(scores, labels)
 
     def forward(self, scores, labels):
-        """The loss as a float."""
+        """The loss, a 0-d array."""
         xp = array_namespace(scores, labels)
         self._check_input(scores, ("N",))
         if labels.shape != scores.shape:
             raise ValueError(f"Logistic needs labels of the scores' shape {tuple(scores.shape)}, got {tuple(labels.shape)}")
-        if not xp.all((labels == 1) | (labels == -1)):
-            raise ValueError("Logistic needs labels -1 and +1; turn labels 0 and 1 into 2 * labels - 1")
+        if backend.is_on_host(labels):
+            self.check(scores, labels)
         y = xp.astype(labels, scores.dtype)
+        y = xp.where(y * y == 1, y, xp.full_like(y, math.nan))
         margin = y * scores
         self._keep(y, margin)
-        return float(xp.mean(xp.logaddexp(xp.zeros_like(margin), -margin)))
+        return xp.mean(xp.logaddexp(xp.zeros_like(margin), -margin))
+
+    def check(self, scores, labels):
+        """Raise, as above, unless `labels`, any number of them, are -1 and +1; reads them."""
+        if not array_namespace(labels).all((labels == 1) | (labels == -1)):
+            raise ValueError("Logistic needs labels -1 and +1; turn labels 0 and 1 into 2 * labels - 1")
 
     def backward(self):
         """dL/dscores, (N,)."""

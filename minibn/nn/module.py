@@ -87,6 +87,13 @@ class Module:
             for name in attributes(module):
                 yield path, name, getattr(module, name)
 
+    def arrays(self):
+        """The array of every parameter, then of every buffer: `next(module.arrays(), None)` tells where the module is."""
+        for parameter in self.parameters():
+            yield parameter.data
+        for _, _, value in self._named(lambda module: module.buffers):
+            yield value
+
     def zero_grad(self):
         """Set every gradient to zero."""
         for parameter in self.parameters():
@@ -103,11 +110,21 @@ class Module:
         return self.train(False)
 
     def to(self, xp=None, dtype=None, device=None):
-        """Move every parameter and buffer to array namespace `xp`, dtype (a name) and device; returns self.
+        """Move every parameter and buffer to another array library, dtype (a name) or device; returns self.
 
-        Gradients are set to zero. None leaves that property as it is.
+        Gradients are set to zero, and optimisers must be made after the move. None leaves that property as it is.
+
+        Args:
+            xp: "numpy", "cupy" or "torch", then with its default device (`backend.library`), or an array namespace.
+
+        Raises:
+            BackendError: that library cannot be used here.
         """
+        if isinstance(xp, str):
+            xp, default = backend.library(xp)
+            device = default if device is None else device
         for _, module in self.named_modules():
+            module._kept = None
             for name, value in list(vars(module).items()):
                 if isinstance(value, Parameter):
                     value.data = backend.convert(value.data, xp, dtype, device)
