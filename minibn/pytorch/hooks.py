@@ -25,7 +25,7 @@ def remove_weight_decay(optimizer: torch.optim.SGD, groups: Iterable, *, band: f
 
     One line, after the optimizer was made, or in the middle of training. Heavy-ball and Nesterov momentum, any scheduler,
     closures, gradient accumulation, `torch.amp.GradScaler` and DDP need nothing more. The weights are 1/P times as large as
-    they would be, the function is the same: exactly for normalisations with eps = 0 (see `report`).
+    they would be, the function is the same: exactly for normalisations with next to no eps, 1e-30 (see `report`).
 
     A checkpoint has weights, momentum and P in their converted form. Call this in every script that goes on from one, before
     or after `optimizer.load_state_dict`. A checkpoint from before the conversion may be loaded as well.

@@ -20,7 +20,7 @@ import torch
 from minibn.degree import Equation, Walk
 from minibn.invariance import Symmetries, probe
 
-TINY_EPS = 1e-30  # in place of 0, at which torch gives NaN for a constant channel
+TINY_EPS = 1e-30  # torch refuses 0 in BatchNorm, and others would give NaN for a constant channel
 NOISE, SIGNAL = 1e-11, 1e-6  # rounding lies below the one, in networks 1e-15; what matters above the other, 1e-2
 EXACT = 1e-8  # a gap
 
@@ -62,7 +62,7 @@ def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Te
         return (value, gradients) if parameters is start else loss.with_gradients(parameters)
 
     gaps = [max(probe(f, start, group, scales=[2.0])) for group in found.groups]
-    return Report(own, found, gaps, {name: e for name, e in eps.items() if e != 0})
+    return Report(own, found, gaps, {name: e for name, e in eps.items() if e > TINY_EPS})
 
 
 class Report:
@@ -111,8 +111,8 @@ class Report:
             lines.append("weight decay can be removed from them exactly")
         else:
             eps = max(self._eps.values(), default=0)
-            lines.append(f"weight decay can be removed from them with errors of the size of these gaps, which come from eps (up to "
-                         f"{eps:g}, in {len(self._eps)} normalisations); with eps = 0 it is exact")
+            lines.append(f"weight decay can be removed from them with errors of the size of the gaps, which come from eps (up to "
+                         f"{eps:g}, in {len(self._eps)} normalisations); with eps = {TINY_EPS:g} it is exact")
         return "\n".join(lines)
 
 
@@ -182,8 +182,8 @@ def _measure(loss, start, names):
             point[name] = rng.uniform(0.5, 2) * p + rng.normal(0, 0.5 * spread, p.shape)
         _, gradients = loss.with_gradients(point)
         size = np.array([np.linalg.norm(gradients[n]) * np.linalg.norm(point[n]) for n in names])
-        rows = np.vstack([rows, np.array([np.vdot(gradients[n], point[n]) for n in names]) / size.max()])
-        sizes = np.vstack([sizes, size / size.max()])
+        rows = np.vstack([rows, np.array([np.vdot(gradients[n], point[n]) for n in names]) / (size.max() or 1.0)])
+        sizes = np.vstack([sizes, size / (size.max() or 1.0)])
     return rows, sizes
 
 
