@@ -2,8 +2,10 @@
 
 import copy
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from minibn.pytorch import add_weight_decay, effective_lr, remove_weight_decay, 
 
 DIGITS = data.digits("float64")
 X, Y = torch.tensor(DIGITS.x_train.transpose(0, 3, 1, 2).copy()), torch.tensor(DIGITS.y_train)
-STEPS = 200
+STEPS, ROOT = 200, Path(__file__).parent.parent
 
 
 def network(eps=1e-30):
@@ -186,6 +188,20 @@ def test_bands_only_move_the_point():
     assert scripts[0].losses == scripts[1].losses == scripts[2].losses
     norms = [float(torch.linalg.vector_norm(script.model[0].weight.detach())) for script in scripts]
     assert norms[0] == norms[2] > 1.5 * norms[1]
+
+
+def test_evaluation_needs_batch_norms_averages_taken_anew():
+    usual, converted = same_with_the_line(lambda *script: remove(*script, band=2.0))
+
+    def outputs():
+        with torch.no_grad():
+            return [script.model.eval()(X[:50]) for script in (usual, converted)]
+
+    lagging = outputs()
+    assert (lagging[0] - lagging[1]).abs().max() > 0.1
+    for script in usual, converted:
+        torch.optim.swa_utils.update_bn(X.split(100), script.model)
+    torch.testing.assert_close(*outputs(), rtol=0, atol=1e-10)
 
 
 def test_eps_makes_it_approximate():
@@ -472,6 +488,16 @@ def test_effective_lr_of_added_weight_decay():
     np.testing.assert_allclose(usual.effective_lrs, converted.effective_lrs, rtol=1e-10)
 
 
+def test_effective_lr_of_chosen_parameters():
+    """Of a param group with others, converted or not."""
+    usual, converted = Script().train(20), Script(remove).train(20)
+    for chosen in (lambda model: [model[0].weight, model[3].weight]), (lambda model: [model[0].weight, model[8].weight]):
+        (one,), (other,) = (effective_lr(script.optimizer, chosen(script.model)) for script in (usual, converted))
+        square = sum(float(p.detach().square().sum()) for p in chosen(usual.model))
+        assert one == pytest.approx(0.05 / square, rel=1e-12)
+        assert other == pytest.approx(one, rel=1e-10)
+
+
 def test_effective_lr_of_zeros():
     assert effective_lr(torch.optim.SGD([torch.zeros(2, requires_grad=True)], 0.1)) == [np.inf]
 
@@ -634,5 +660,15 @@ def test_what_the_report_cannot_measure():
 
 def test_minibn_does_not_import_torch():
     code = "import minibn, sys; assert 'torch' not in sys.modules; sys.modules['torch'] = None; import minibn.pytorch"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip().splitlines()[-1].startswith("ImportError: minibn.pytorch needs PyTorch; install it with")
+
+
+def test_demos_that_lack_it_are_skipped(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run([sys.executable, "-m", "demos", "pytorch", "--quick", "--output", str(tmp_path)], cwd=ROOT,
+                          env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'skipped: needs PyTorch; install it with: pip install "minibn[torch]"' in done.stderr
+    assert "0 of 1 demos hold, skipped 14_pytorch: see" in done.stdout
