@@ -81,7 +81,7 @@ right.legend()
 # %%
 growth = converted[0]["norm"][-1] / usual[0]["norm"][-1]
 lab.claim("a PyTorch script with the one line trains the same ResNet without weight decay",
-          f"losses of {len(epoch)} steps within {gaps['one process'][-1]:.0e}, first convolution {growth:.2f} x as large at the end; "
+          f"losses of {len(epoch)} steps within {gaps['one process'][-1]:.0e}, first convolution {growth:.2f} x as large; "
           f"test accuracy {correct[0].mean():.1%} and {correct[1].mean():.1%}",
           gaps["one process"][-1] < 1e-8 and np.array_equal(*correct))
 lab.claim("DDP needs nothing more", f"losses of two gloo processes within {gaps['two processes, DDP'][-1]:.0e}",

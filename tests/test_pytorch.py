@@ -286,8 +286,8 @@ def test_there_and_back_in_mid_run(nesterov):
     changing.train(60)
     handle.remove()
     handle.remove()  # again: nothing
-    assert "minibn" not in changing.group
     changing.train(30)
+    assert "minibn" not in changing.group
     changing.handle = remove(changing.model, changing.optimizer)
     changing.train(50)
     changing.handle.remove()
@@ -391,6 +391,18 @@ def test_frozen_parameters_are_not_converted():
     converted.handle = remove(converted.model, converted.optimizer)
     assert converted.model[0].weight not in converted.handle.parameters
     assert_same(usual.train(50), converted.train(50))
+
+
+def test_frozen_parameters_of_a_param_group_are_not_converted_even_if_trained_later():
+    def each(script, t):
+        script.model[0].weight.requires_grad_(t > 50)
+
+    def line(model, optimizer):
+        model[0].weight.requires_grad_(False)
+        return remove_weight_decay(optimizer, optimizer.param_groups[:1])
+
+    _, converted = same_with_the_line(line, split=True, train={"each": each})
+    assert converted.handle.parameters == {converted.model[3].weight}
 
 
 def test_sparse_gradients():
@@ -610,11 +622,30 @@ def test_the_report_says_how_exact_it_is():
     with pytest.raises(ValueError, match="no parameters named"):
         exact.is_scale_invariant(["2.weight"])
     assert "3 scale-invariant groups with 4 of 8 parameters\nweight decay can be removed from them exactly" in str(exact)
-    assert "which come from eps (up to 1e-05, in 2 normalisations); with eps = 1e-30 it is exact" in str(approximate)
+    assert "approximately: the gaps come from the normalisations' eps, here up to 1e-05; with eps = 1e-30 it" in str(approximate)
     assert [line.split()[:2] for line in str(exact).splitlines()[1:5]] == [
         ["0.weight", "1"], ["1.weight", "2"], ["1.bias", "2"], ["3.weight", "3"]]
     nothing = report(nn.Linear(64, 10), lambda model: model(X[:4].flatten(1)).square().sum())
     assert "no parameter is scale-invariant" in str(nothing)
+
+
+def test_the_gap_is_that_of_the_models_own_eps():
+    model = network(1e-5)
+    before = torch.autograd.grad(loss_of(model), list(model.parameters()))
+    model[0].weight.data *= 2
+    after = torch.autograd.grad(loss_of(model), list(model.parameters()))
+    change = [a * (2 if p is model[0].weight else 1) - b for a, b, p in zip(after, before, model.parameters(), strict=True)]
+    change, before = (torch.cat([g.flatten() for g in gradients]) for gradients in (change, before))
+    assert report(network(1e-5), loss_of).gaps[0] == pytest.approx(float(change.norm() / before.norm()), rel=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(nn, "RMSNorm"), reason="needs PyTorch 2.4")
+def test_rms_norms_own_eps_is_that_of_the_models_dtype():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 6), nn.RMSNorm(6), nn.ReLU(), nn.Linear(6, 10))
+    found = report(model, lambda model: F.cross_entropy(model(X[:16].flatten(1)), Y[:16]))
+    assert found.groups == [("0.weight", "0.bias")]
+    assert "eps, here up to 1.19209e-07" in str(found)
 
 
 def test_a_bias_before_batch_norm_has_no_effect_and_may_be_scaled():

@@ -62,7 +62,7 @@ def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Te
         return (value, gradients) if parameters is start else loss.with_gradients(parameters)
 
     gaps = [max(probe(f, start, group, scales=[2.0])) for group in found.groups]
-    return Report(own, found, gaps, {name: e for name, e in eps.items() if e > TINY_EPS})
+    return Report(own, found, gaps, max(eps.values(), default=0.0))
 
 
 class Report:
@@ -110,9 +110,8 @@ class Report:
         if max(self.gaps) <= EXACT:
             lines.append("weight decay can be removed from them exactly")
         else:
-            eps = max(self._eps.values(), default=0)
-            lines.append(f"weight decay can be removed from them with errors of the size of the gaps, which come from eps (up to "
-                         f"{eps:g}, in {len(self._eps)} normalisations); with eps = {TINY_EPS:g} it is exact")
+            lines.append("weight decay can be removed from them approximately: the gaps come from the normalisations' eps, here "
+                         f"up to {self._eps:g}; with eps = {TINY_EPS:g} it is exact")
         return "\n".join(lines)
 
 
@@ -142,12 +141,11 @@ class _Loss:
         return {name: p.detach().cpu().numpy().copy() for name, p in self.trained.items()}
 
     def with_gradients(self, parameters):
-        """(loss, {name: gradient}), of those parameters that the loss depends on; always with the same random numbers."""
+        """(loss, {name: gradient}), of those parameters that the loss depends on; each time with the same random numbers."""
         with torch.no_grad():
             for name, value in parameters.items():
                 self.trained[name].copy_(torch.as_tensor(value))
         with torch.random.fork_rng(devices=self.devices), torch.enable_grad():
-            torch.manual_seed(0)
             loss = self.loss_fn(self.model)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise ValueError(f"loss_fn(model) must return the scalar loss, a tensor of one number; got {loss!r:.200}")
@@ -196,8 +194,8 @@ def _row_space(rows, sizes):
     values = values / values.max(initial=1e-300)
     if np.any((values > NOISE) & (values < SIGNAL)):
         raise ValueError("the loss is not exact enough to tell which parameters are scale-invariant: the measured gradients "
-                         "are neither dependent nor independent. loss_fn must give the same for the same weights, and compute "
-                         "in the float64 of the model that it is given")
+                         "are neither dependent nor independent. loss_fn must give the same for the same weights, the model must "
+                         "compute in the float64 it is given, and have the eps of its normalisations as their attribute `eps`")
     return basis[values > NOISE], scale
 
 
