@@ -83,13 +83,13 @@ def effective_lr(optimizer: torch.optim.Optimizer, groups: Iterable | None = Non
     Returns:
         a float for each param group; infinite where the weights are zero, or none are chosen.
     """
-    conversion = getattr(optimizer, "_minibn", None)
+    conversion: Conversion | None = getattr(optimizer, "_minibn", None)
     chosen = None if groups is None else {p for together in _listed(groups) for p in together}
     rates = []
     for group in optimizer.param_groups:
         converted = conversion.members(group) if conversion else []
         weights = (converted or group["params"]) if chosen is None else [p for p in group["params"] if p in chosen]
-        ratio = dict.fromkeys(converted, conversion.ratio(group)) if converted else {}
+        ratio = dict.fromkeys(converted, conversion.ratio(group)) if conversion and converted else {}
         norm = math.hypot(*(ratio.get(p, 1.0) * float(torch.linalg.vector_norm(p.detach())) for p in weights))
         rates.append(float(group["lr"]) / norm**2 if norm else math.inf)
     return rates

@@ -54,8 +54,8 @@ def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Te
         raise ValueError("the loss does not depend on the model's parameters: loss_fn(model) must use the model that it is "
                          "given, which is a copy")
     loss.set_eps(dict.fromkeys(eps, TINY_EPS))
-    equations = _equations(*_measure(loss, start, names), names)
-    found = Symmetries({name: own[name].ndim for name in names}, Walk({}, {}, equations), {})
+    rows, sizes = _measure(loss, start, names)
+    found = Symmetries({name: own[name].ndim for name in names}, Walk({}, {}, _equations(rows, sizes, names)), {})
     loss.set_eps(eps)
 
     def f(parameters):
@@ -76,11 +76,13 @@ class Report:
         parameters: the model's own Parameters of all groups.
     """
 
+    groups: list[tuple[str, ...]]
+    gaps: list[float]
+    basis: list[dict[str, int]]
+
     def __init__(self, own, found, gaps, eps):
         self._own, self._found, self._eps = own, found, eps
-        self.groups: list[tuple[str, ...]] = found.groups
-        self.gaps: list[float] = gaps
-        self.basis: list[dict[str, int]] = found.basis
+        self.groups, self.gaps, self.basis = found.groups, gaps, found.basis
 
     def __iter__(self) -> Iterator[list[torch.nn.Parameter]]:
         return iter([[self._own[name] for name in group] for group in self.groups])
