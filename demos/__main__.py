@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = sorted(HERE.glob("[0-9]*.py"))
+SKIPPED = 77  # as in lab.py: the exit status of a demo that lacks a library
 README, GALLERY = HERE.parent / "README.md", HERE.parent / "docs" / "gallery"
 BEGIN, END = "<!-- gallery: written by python -m demos --gallery -->\n", "<!-- end of gallery -->\n"
 
@@ -50,21 +51,22 @@ def main(arguments=None):
     if flags.gallery and (flags.quick or flags.names):
         parser.error("--gallery needs all demos in full: leave out --quick and names")
     chosen = [s for s in SCRIPTS if not flags.names or any(name in s.stem for name in flags.names)]
-    failed = []
+    failed, skipped = [], []
     for script in tqdm(chosen, desc="demos"):
         print(f"\n== {script.stem}", flush=True)
         verdict = flags.output / f"{script.stem}.json"
         verdict.unlink(missing_ok=True)
         command = [sys.executable, str(script), "--output", str(flags.output), *(["--quick"] if flags.quick else [])]
         path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))  # minibn need not be installed
-        if subprocess.run(command, env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"}).returncode:
-            failed.append(script.stem)
+        status = subprocess.run(command, env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"}).returncode
+        if status:
+            (skipped if status == SKIPPED else failed).append(script.stem)
     verdicts = {s.stem: json.loads(file.read_text(encoding="utf-8")) for s in SCRIPTS
                 if (file := flags.output / f"{s.stem}.json").exists()}
     (flags.output / "index.html").write_text(index(verdicts), encoding="utf-8")
-    print(f"\n{len(chosen) - len(failed)} of {len(chosen)} demos hold{', not ' + ', '.join(failed) if failed else ''}: "
-          f"see {flags.output}/index.html")
-    if flags.gallery and not failed:
+    rest = "".join(f", {what} {', '.join(names)}" for what, names in (("not", failed), ("skipped", skipped)) if names)
+    print(f"\n{len(chosen) - len(failed) - len(skipped)} of {len(chosen)} demos hold{rest}: see {flags.output}/index.html")
+    if flags.gallery and not failed and not skipped:
         GALLERY.mkdir(parents=True, exist_ok=True)
         for name in verdicts:
             shutil.copy(flags.output / f"{name}-small.png", GALLERY / f"{name}.png")

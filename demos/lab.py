@@ -1,7 +1,9 @@
 """What the demos share: the flags `--quick` and `--output`, the looks of the figures, and the claims they end with."""
 
 import argparse
+import importlib.util
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +29,16 @@ WIDE = {"linewidth": 6, "alpha": 0.35}  # for the first of two curves that lie o
 def size(full, quick):
     """`full`, or `quick` with --quick."""
     return quick if flags.quick else full
+
+
+SKIPPED = 77  # the exit status of a demo that lacks a library, by an old custom
+
+
+def need(module, name, install):
+    """Leave with one sentence, and status SKIPPED, unless the Python `module` of the library `name` can be imported."""
+    if importlib.util.find_spec(module) is None:
+        print(f"skipped: needs {name}; install it with: {install}", file=sys.stderr)
+        raise SystemExit(SKIPPED)
 
 
 def figure(rows=1, columns=2, height=4.2, width=9.5, **options):

@@ -1,0 +1,92 @@
+"""PyTorch: one line in a training script takes the weight decay out of a ResNet's convolutions, on one process or under DDP.
+
+The script is `torch_script.py`: a ResNet, `torch.optim.SGD` with Nesterov momentum, warm-up and cosine from torch's own
+schedulers. `report` measures which weights are scale-invariant, `remove_weight_decay` converts the optimizer through its hooks.
+"""
+
+# %%
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import lab
+import numpy as np
+
+lab.need("torch", "PyTorch", 'pip install "minibn[torch]"')
+import torch  # noqa: E402
+import torch_script  # noqa: E402
+
+# %%
+torch.set_num_threads(1)  # as fast as two, for so small a network
+epochs = lab.size(20, 2)
+usual, converted = (torch_script.train(line, epochs, eps=1e-30) for line in (False, True))
+usual_eps, converted_eps = (torch_script.train(line, epochs, eps=1e-5) for line in (False, True))
+
+print(converted[2], "\n")  # what may be converted, measured
+
+
+# %%
+def under_ddp(processes=2):
+    """The same script in two processes, with half of each batch each; what rank 0 and 1 have saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, torch_script.__file__, f"{folder}/run", str(epochs)]
+        ranks = [subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(processes)})
+                 for rank in range(processes)]
+        try:
+            for rank in ranks:
+                rank.wait(timeout=300)
+        finally:
+            for rank in ranks:
+                rank.kill()
+        files = sorted(Path(folder).glob("run-*.npz"))
+        if len(files) < processes:
+            raise SystemExit("a process of DDP failed: see above")
+        return [dict(np.load(file)) for file in files]
+
+
+ranks = under_ddp()
+
+# %% Evaluation: BatchNorm's averages are taken anew, as they lag behind weights that grow.
+x, _, x_test, y_test = torch_script.images()
+correct = []
+for _, model, _ in (usual, converted):
+    torch.optim.swa_utils.update_bn(x.split(64), model)
+    model.eval()
+    with torch.no_grad():
+        correct.append((model(x_test).argmax(1) == y_test).numpy())
+
+# %%
+gaps = {"one process": (usual[0]["loss"], converted[0]["loss"]), "two processes, DDP": (ranks[0]["usual"], ranks[0]["converted"]),
+        "eps = 1e-5": (usual_eps[0]["loss"], converted_eps[0]["loss"])}
+gaps = {name: np.maximum.accumulate(np.maximum(np.abs(a - b), 1e-17)) for name, (a, b) in gaps.items()}
+epoch = np.arange(len(usual[0]["loss"])) * epochs / len(usual[0]["loss"])
+figure, (left, middle, right) = lab.figure(1, 3, width=11)
+left.semilogy(epoch, usual[0]["loss"], label="the script", **lab.WIDE)
+left.semilogy(epoch, converted[0]["loss"], linewidth=1, label="with the line")
+left.set(xlabel="epoch", title="loss of the batch")
+left.legend()
+middle.semilogy(epoch, usual[0]["norm"], label="|w|, the script", **lab.WIDE)
+middle.semilogy(epoch, converted[0]["norm"], label="|w|, with the line")
+middle.semilogy(epoch, usual[0]["effective_lr"], label="effective lr, the script", **lab.WIDE)
+middle.semilogy(epoch, converted[0]["effective_lr"], linewidth=1, label="effective lr, with the line")
+middle.set(xlabel="epoch", title="norm of the first convolution,\neffective learning rate", ylim=(1e-6, 30))
+middle.legend()
+for name, gap in gaps.items():
+    right.semilogy(epoch, gap, label=name)
+right.set(xlabel="epoch", title="largest gap so far between\nthe losses of the two runs")
+right.legend()
+
+# %%
+growth = converted[0]["norm"][-1] / usual[0]["norm"][-1]
+lab.claim("a PyTorch script with the one line trains the same ResNet without weight decay",
+          f"losses of {len(epoch)} steps within {gaps['one process'][-1]:.0e}, first convolution {growth:.2f} x as large; "
+          f"test accuracy {correct[0].mean():.1%} and {correct[1].mean():.1%}",
+          gaps["one process"][-1] < 1e-8 and np.array_equal(*correct))
+lab.claim("DDP needs nothing more", f"losses of two gloo processes within {gaps['two processes, DDP'][-1]:.0e}",
+          gaps["two processes, DDP"][-1] < 1e-8 and np.array_equal(ranks[0]["weight"], ranks[1]["weight"]))
+lab.claim("torch's eps = 1e-5 makes it approximate",
+          f"gaps of up to {max(usual_eps[2].gaps):.0e} when weights are doubled; losses within {gaps['eps = 1e-5'][-1]:.0e}",
+          1e-8 < gaps["eps = 1e-5"][-1] < 1)
+lab.finish("14_pytorch", __doc__, figure)

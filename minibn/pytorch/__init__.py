@@ -1,0 +1,20 @@
+"""The theorem for PyTorch users: one line in a training script, which goes on with its own loop, scheduler and checkpoints.
+
+    from minibn.pytorch import remove_weight_decay, report
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    remove_weight_decay(optimizer, report(model, lambda model: loss(model(x), y)))  # (x, y): any batch
+
+`hooks` converts a live optimizer, `measure` tells which of a model's weights may be converted.
+"""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError('minibn.pytorch needs PyTorch; install it with: pip install "minibn[torch]", or from '
+                      "https://pytorch.org/get-started/locally") from error
+
+from minibn.pytorch.hooks import Conversion, add_weight_decay, effective_lr, remove_weight_decay
+from minibn.pytorch.measure import Report, report
+
+__all__ = ["Conversion", "Report", "add_weight_decay", "effective_lr", "remove_weight_decay", "report"]
