@@ -227,6 +227,13 @@ def write_csv(schedule, file):
 
     The column "log10_lr" is the logarithm of the learning rate that a schedule without `rescale` would have, which may be
     far beyond float range: `log10(lr) - 2 log10(product of all rescales so far)`; -inf where lr = 0.
+
+    Example:
+        >>> import sys
+        >>> write_csv([Step(0.1, 0.9), Step(0.01, 0.9)], sys.stdout)
+        step,lr,momentum,kick,rescale,log10_lr,weight_decay,lookahead,shrink
+        0,0.1,0.9,0.0,1.0,-1.0,0.0,0.0,0.0
+        1,0.01,0.9,0.0,1.0,-2.0,0.0,0.0,0.0
     """
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -247,6 +254,10 @@ def read_csv(file):
     Raises:
         ValueError: the header has no "lr" or a column that is not one of Step, or a line is cut short, not numbers, or not
             a Step; with the number of the line.
+
+    Example:
+        >>> [(s.lr, s.weight_decay) for s in read_csv(["lr, weight_decay", "0.1, 5e-4", "0.01, 5e-4"])]
+        [(0.1, 0.0005), (0.01, 0.0005)]
     """
     known = {field.name for field in fields(Step)}
     reader = csv.reader(file)

@@ -70,10 +70,10 @@ def test_examples_with_other_libraries_run(page, line, code):
 
 
 def test_every_quoted_line_is_in_the_file_it_is_quoted_from():
-    """A quote is a block ```py after a paragraph that ends with a link to a file and a colon, or a few words and a colon."""
+    """A quote is a block ```py after a paragraph whose last line links to the file."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        quotes = re.findall(r"\]\(\.\./(minibn/[\w/]+\.py)\)[^\n:]*:\n\n```py\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        quotes = re.findall(r"\]\(\.\./(minibn/[\w/]+\.py)\)[^\n\]]*\n\n```py\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
         assert len(quotes) == len(blocks(page, "py")), f"{page.name}: a quote without a file"
         for file, quote in quotes:
             lines = {line.strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()}
