@@ -2,8 +2,8 @@
 
 Everything else takes its array namespace from its inputs with `array_namespace` and uses names of the
 array API standard (https://data-apis.org/array-api), so NumPy, CuPy, PyTorch and array-api-strict arrays run
-the same lines. What the standard lacks is here under a name of its own. The oldest version of it that will do is 2024.12:
-`maximum`, `repeat` and `tile` came in 2023.12, plain numbers as their arguments a year later.
+the same lines. What the standard lacks is here under a name of its own. The oldest version of it that will do is 2023.12,
+which brought `maximum`, `repeat` and `tile`.
 
 On a GPU the CPU queues work and goes on; whoever asks for a number waits until everything queued is done. So a step of training
 asks for none: losses and norms stay 0-d arrays where they are, until `read` fetches all that are wanted at once.

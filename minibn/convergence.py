@@ -38,6 +38,11 @@ def fixed_rate(rates, steps=100_000, *, dim=30, decades=4, rng):
 
     Raises:
         ValueError: an argument is out of range.
+
+    Example:
+        >>> found = fixed_rate([0.1, 10.0], steps=2000, rng=np.random.default_rng(0))
+        >>> found.smallest_gradient.shape, bool(found.slopes.max() < -0.5)
+        ((2, 2000), True)
     """
     rates = np.atleast_1d(np.asarray(rates, dtype=float))
     if not (np.all(np.isfinite(rates)) and np.all(rates > 0)) or steps < 100 or dim < 2:

@@ -39,7 +39,10 @@ class History:
         return len(next(iter(self.columns.values()), []))
 
     def write_csv(self, path):
-        """Write the header and a line for each row; floats with all their digits, so reading gives the same bits."""
+        """Write the header and a line for each row; floats with all their digits, so reading gives the same bits.
+
+        pandas reads it as it is: `pandas.read_csv(path)`; the steps come as integers, all else as floats.
+        """
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(self.columns)

@@ -24,6 +24,19 @@ def symmetries(model):
 
     Raises:
         TypeError: a module does not define `degree`.
+
+    Example:
+        >>> from minibn import models
+        >>> print(symmetries(models.mlp((8,), eps=0.0, rng=np.random.default_rng(0))))
+        parameter       group  taken out by
+        linear1.weight      1  norm1
+        norm1.weight        -  -
+        norm1.bias          -  -
+        head.weight         -  -
+        head.bias           -  -
+        <BLANKLINE>
+        1 scale-invariant groups; 2 independent rescaling symmetries in all
+          norm1.weight^1 · norm1.bias^1 · head.weight^-1
     """
     names = {id(p): name for name, p in model.named_parameters()}
     modules = {id(module): name or "the network" for name, module in model.named_modules()}
@@ -44,6 +57,16 @@ class Symmetries:
             network order. Where such sets overlap, the first is taken, of convs rather than of norms' γ and β.
         basis: list of {name: exponent}: every rescaling symmetry is a sum of multiples of these.
         eps: {normalisation: its eps}, where that is not 0: there, scale invariance is only approximate.
+
+    Example:
+        >>> from minibn import models
+        >>> found = symmetries(models.mlp((8,), eps=0.0, rng=np.random.default_rng(0)))
+        >>> found.groups, found.basis
+        ([('linear1.weight',)], [{'linear1.weight': 1}, {'norm1.weight': 1, 'norm1.bias': 1, 'head.weight': -1}])
+        >>> found.is_scale_invariant(["norm1.weight", "norm1.bias"])
+        False
+        >>> found.explain("linear1.weight")
+        'linear1.weight may be scaled alone: norm1 takes it out again'
     """
 
     def __init__(self, dimensions, walk, eps):
@@ -239,6 +262,13 @@ def probe(f, parameters, names=None, *, scales=(0.3, 1.7, 12.0)):
 
     Raises:
         ValueError: a name is unknown.
+
+    Example:
+        >>> w = {"a": np.array([3.0, 4.0]), "b": np.array([1.0])}
+        >>> probe(lambda p: p["a"] / np.linalg.norm(p["a"]) + p["b"], w, ["a"]).is_scale_invariant()
+        True
+        >>> probe(lambda p: p["a"] / np.linalg.norm(p["a"]) + p["b"], w).is_scale_invariant()
+        False
     """
     exponents = dict.fromkeys(parameters if names is None else names, 1)
     if isinstance(names, dict):
@@ -277,6 +307,14 @@ def loss_function(model, x, y, loss=None):
         model: its present parameters are `{name: p.data}`; each call replaces them.
         x, y: a batch.
         loss: `nn.CrossEntropy()` if None.
+
+    Example:
+        >>> from minibn import data, models
+        >>> net = models.mlp((8,), eps=0.0, rng=np.random.default_rng(0), dtype="float64")
+        >>> digits = data.digits("float64")
+        >>> f = loss_function(net, digits.x_train[:32], digits.y_train[:32])
+        >>> probe(f, {name: p.data for name, p in net.named_parameters()}, ["linear1.weight"]).value_gap < 1e-12
+        True
     """
     loss = loss or nn.CrossEntropy()
     named = dict(model.named_parameters())

@@ -56,13 +56,24 @@ def angular_update(before, after):
 
 
 def predicted_angular_update(lr, momentum, weight_decay):
-    """`sqrt(2ηλ / (1+γ))` radians a step in equilibrium (Wan et al., 2021)."""
+    """`sqrt(2ηλ / (1+γ))` radians a step in equilibrium (Wan et al., 2021).
+
+    Example:
+        >>> round(predicted_angular_update(0.1, 0.9, 5e-4), 4)
+        0.0073
+    """
     _check(lr, momentum, weight_decay)
     return math.sqrt(2 * lr * weight_decay / (1 + momentum))
 
 
 def predicted_angle_of(step):
-    """`predicted_angular_update` for a heavy-ball `Step` with weight decay; NaN for any other, which has no such equilibrium."""
+    """`predicted_angular_update` for a heavy-ball `Step` with weight decay; NaN for any other, which has no such equilibrium.
+
+    Example:
+        >>> from minibn.optim import Step
+        >>> round(predicted_angle_of(Step(0.1, 0.9, 5e-4)), 4), predicted_angle_of(Step(0.1, 0.9))
+        (0.0073, nan)
+    """
     if not step.weight_decay or step.lookahead or step.shrink or step.momentum >= 1:
         return math.nan
     return predicted_angular_update(step.lr, step.momentum, step.weight_decay)
@@ -73,6 +84,10 @@ def predicted_norm(lr, momentum, weight_decay, gradient_square):
 
     Raises:
         ValueError: weight decay is 0 (the norm then grows for ever), or a number is out of range.
+
+    Example:
+        >>> round(predicted_norm(0.1, 0.9, 5e-4, gradient_square=1.0), 3)  # (0.1 / 1e-4)^(1/4)
+        5.623
     """
     _check(lr, momentum, weight_decay)
     if not weight_decay:
@@ -81,7 +96,12 @@ def predicted_norm(lr, momentum, weight_decay, gradient_square):
 
 
 def time_to_equilibrium(lr, momentum, weight_decay):
-    """`(1-γ) / (4ηλ)` steps, in which the distance of |w|⁴ from its equilibrium falls by a factor e; infinite if ηλ = 0."""
+    """`(1-γ) / (4ηλ)` steps, in which the distance of |w|⁴ from its equilibrium falls by a factor e; infinite if ηλ = 0.
+
+    Example:
+        >>> round(time_to_equilibrium(0.1, 0.9, 5e-4))
+        500
+    """
     _check(lr, momentum, weight_decay)
     product = lr * weight_decay
     return (1 - momentum) / (4 * product) if product else math.inf

@@ -4,7 +4,7 @@ A *schedule* is any iterable of `Step`: a generator, a list, an `itertools.islic
 training is, and a conversion (`minibn.equivalence`) is a generator that reads one schedule and yields another.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from math import frexp, inf
 
@@ -94,16 +94,17 @@ class SGD:
         s = next(self.schedule, None)
         if s is None:
             raise RuntimeError(f"the schedule ended after {self.steps} steps; train for fewer steps or give SGD a longer one")
+        lr, momentum, decay, kick, rescale, lookahead, shrink = map(float, astuple(s))  # a float64 would widen float32 weights
         for i, (parameter, v) in enumerate(zip(self.parameters, self.velocity, strict=True)):
             w, g = parameter.data, parameter.grad
-            if s.rescale != 1:
-                w, v, g = w * s.rescale, v / s.rescale, g / s.rescale
-            if s.kick:
-                v = v + s.kick * w
-            force = g + s.weight_decay * w if s.weight_decay else g
-            v = s.momentum * v + force
-            update = v + s.lookahead * force if s.lookahead else v
-            parameter.data = ((1 - s.shrink) * w if s.shrink else w) - s.lr * update
+            if rescale != 1:
+                w, v, g = w * rescale, v / rescale, g / rescale
+            if kick:
+                v = v + kick * w
+            force = g + decay * w if decay else g
+            v = momentum * v + force
+            update = v + lookahead * force if lookahead else v
+            parameter.data = ((1 - shrink) * w if shrink else w) - lr * update
             self.velocity[i] = v
         self.steps += 1
         self.last = s

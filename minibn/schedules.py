@@ -9,8 +9,10 @@ import csv
 import math
 from bisect import bisect_right
 from dataclasses import fields, replace
-from itertools import count, repeat
+from itertools import count, islice, repeat
+from numbers import Integral
 
+from minibn.backend import array_namespace, device
 from minibn.optim import Step
 
 
@@ -158,6 +160,65 @@ def decoupled(schedule):
         yield replace(s, weight_decay=0.0, shrink=s.lr * s.weight_decay)
 
 
+def lr_function(schedule, steps):
+    """`f(t) = lr_t`: the learning rate as a plain function of the step, as other libraries take it.
+
+    optax takes it as a schedule, under `jit` too; Keras in a `LearningRateSchedule`; PyTorch as the factor of a `LambdaLR` on
+    lr=1. Of an integer t it is a float; of an array of integers of any library (also 0-dimensional, or traced by jax) an array of
+    the same shape, in that library's default dtype. Before t = 0 it is the first learning rate, from t = steps on the last, as in
+    optax. It is a table: the schedule is read once, here.
+
+    A learning rate is all that a function can say, so it must be all that the schedule changes. So it is in what
+    `remove_weight_decay(schedule, band=None)` makes of a heavy-ball schedule, and in `texp`.
+
+    Momentum must be PyTorch's and optax's, `v <- γ v + g; w <- w - η v`. Keras keeps lr within the velocity,
+    `u <- γ u - η g; w <- w + u`: another method where lr changes, unless γ = 0.
+
+    Args:
+        schedule: iterable of `Step`.
+        steps: how many of them to take, at least 1.
+
+    Returns:
+        function of t.
+
+    Raises:
+        ValueError: steps is below 1, or more than the schedule has; or a Step has kick, rescale, lookahead or shrink, or another
+            momentum or weight decay than the first.
+        TypeError: from the function, if t is neither an integer nor an array of integers.
+        OverflowError: from the function, if lr is beyond the dtype, such as float32.
+
+    Example:
+        >>> from minibn.equivalence import remove_weight_decay
+        >>> f = lr_function(remove_weight_decay(constant(0.1, weight_decay=0.5), band=None), 3)
+        >>> [round(f(t), 4) for t in range(5)]
+        [0.1053, 0.1166, 0.1292, 0.1292, 0.1292]
+    """
+    _positive_steps("lr_function", steps)
+    taken = list(islice(schedule, steps))
+    if len(taken) < steps:
+        raise ValueError(f"lr_function: the schedule has {len(taken)} steps, fewer than {steps}")
+    for t, s in enumerate(taken):
+        if s != replace(taken[0], lr=s.lr) or s != Step(s.lr, s.momentum, s.weight_decay):
+            raise ValueError(
+                f"step {t} is more than a learning rate: {s}, after {taken[0]} at step 0. lr_function needs lr alone to "
+                "change: convert heavy-ball momentum and L2 weight decay by remove_weight_decay(schedule, band=None), which "
+                "neither kicks nor rescales, or use texp")
+    rates = [s.lr for s in taken]
+
+    def lr(t):
+        if isinstance(t, Integral):
+            return rates[min(max(t, 0), steps - 1)]
+        xp = array_namespace(t)
+        if not xp.isdtype(t.dtype, "integral"):
+            raise TypeError(f"lr_function: the step must be an integer, got {t.dtype}")
+        table = xp.asarray(rates, device=device(t))
+        if max(rates) > xp.finfo(table.dtype).max:
+            raise OverflowError(f"lr_function: lr grows to {max(rates):.3g}, beyond {table.dtype}; take fewer steps, or float64")
+        return xp.reshape(xp.take(table, xp.reshape(xp.clip(t, 0, steps - 1), (-1,)), axis=0), t.shape)
+
+    return lr
+
+
 COLUMNS = ("step", "lr", "momentum", "kick", "rescale", "log10_lr", "weight_decay", "lookahead", "shrink")
 
 
@@ -166,6 +227,13 @@ def write_csv(schedule, file):
 
     The column "log10_lr" is the logarithm of the learning rate that a schedule without `rescale` would have, which may be
     far beyond float range: `log10(lr) - 2 log10(product of all rescales so far)`; -inf where lr = 0.
+
+    Example:
+        >>> import sys
+        >>> write_csv([Step(0.1, 0.9), Step(0.01, 0.9)], sys.stdout)
+        step,lr,momentum,kick,rescale,log10_lr,weight_decay,lookahead,shrink
+        0,0.1,0.9,0.0,1.0,-1.0,0.0,0.0,0.0
+        1,0.01,0.9,0.0,1.0,-2.0,0.0,0.0,0.0
     """
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -186,6 +254,10 @@ def read_csv(file):
     Raises:
         ValueError: the header has no "lr" or a column that is not one of Step, or a line is cut short, not numbers, or not
             a Step; with the number of the line.
+
+    Example:
+        >>> [(s.lr, s.weight_decay) for s in read_csv(["lr, weight_decay", "0.1, 5e-4", "0.01, 5e-4"])]
+        [(0.1, 0.0005), (0.01, 0.0005)]
     """
     known = {field.name for field in fields(Step)}
     reader = csv.reader(file)

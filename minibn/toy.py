@@ -45,6 +45,14 @@ def simulate(schedule, steps, *, normalised, seeds=20, dim=20, batch=1, every=1,
 
     Raises:
         ValueError: an argument is out of range, the schedule is too short or has momentum or anything else but η and λ.
+
+    Example:
+        >>> from minibn.schedules import constant
+        >>> toy = simulate(constant(0.1), 1000, normalised=True, every=500, rng=np.random.default_rng(0))
+        >>> toy.steps, toy.error.shape
+        (array([ 500, 1000]), (20, 2))
+        >>> bool(np.median(toy.error[:, 1]) < np.median(toy.error[:, 0]) < 0.2)
+        True
     """
     if min(steps, seeds, batch, every) < 1 or dim < 2 or steps < every:
         raise ValueError("simulate needs steps, seeds, batch and every of at least 1, steps >= every, dim of at least 2; "
@@ -66,7 +74,13 @@ def simulate(schedule, steps, *, normalised, seeds=20, dim=20, batch=1, every=1,
 
 
 def gradient(w, x, normalised):
-    """dL/dw (S, m) of the mean logistic loss at w (S, m) on inputs x (S, B, m) with labels sign(x_1)."""
+    """dL/dw (S, m) of the mean logistic loss at w (S, m) on inputs x (S, B, m) with labels sign(x_1).
+
+    Example:
+        >>> w, x = np.array([[0.0, 2.0]]), np.array([[[1.0, 0.0]]])  # score 0, label 1: σ = 1/2
+        >>> gradient(w, x, normalised=False), gradient(w, x, normalised=True)
+        (array([[-0.5,  0. ]]), array([[-0.25,  0.  ]]))
+    """
     y = np.sign(x[:, :, 0])
     length = np.linalg.norm(w, axis=1)[:, None, None] if normalised else 1.0
     direction = w[:, None, :] / length
@@ -77,7 +91,12 @@ def gradient(w, x, normalised):
 
 
 def error(w):
-    """`arccos(w_1 / |w|) / π` of weights w (…, m), accurate for small angles too."""
+    """`arccos(w_1 / |w|) / π` of weights w (…, m), accurate for small angles too.
+
+    Example:
+        >>> error(np.array([[1.0, 0.0], [3.0, 3.0], [-1.0, 0.0]]))
+        array([0.  , 0.25, 1.  ])
+    """
     return np.arctan2(np.linalg.norm(w[..., 1:], axis=-1), w[..., 0]) / np.pi
 
 
@@ -98,6 +117,10 @@ def window(norm, lr, weight_decay, epsilon, *, dim, batch, delta):
 
     Raises:
         ValueError: an argument is out of range.
+
+    Example:
+        >>> round(float(window(1.0, 0.1, 0.01, 0.02, dim=20, batch=1, delta=0.1)))
+        2781
     """
     product = lr * weight_decay
     if not (0 < epsilon**2 < product / 2 and dim > 2 and batch >= 1 and 0 < delta < 1 and lr > 0):

@@ -13,7 +13,7 @@ settings.register_profile("minibn", deadline=None, max_examples=40,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.load_profile("minibn")
 
-OLDEST = "2024.12"  # of the standard's versions, that will do: see `minibn.backend`
+OLDEST = "2023.12"  # of the standard's versions, that will do: see `minibn.backend`
 
 
 def pytest_collection_modifyitems(items):

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibn import backend, nn, schedules
+from minibn.backend import array_namespace, to_numpy
+from minibn.equivalence import exponential_equivalent, remove_weight_decay, texp
 from minibn.optim import SGD, Step
 
 
@@ -122,3 +124,91 @@ def test_bad_arguments_are_refused_at_the_call(make, message):
 def test_exponential_says_when_it_overflows():
     with pytest.raises(OverflowError, match=r"2 \*\* 1024 is beyond float range; .*band"):
         rates(schedules.exponential(1, 2), 1100)
+
+
+# ---- schedules as functions of the step ----
+
+LIBRARIES = ["numpy", "array_api_strict", "torch"]
+
+
+def converted(schedule=schedules.cosine, **options):
+    return remove_weight_decay(schedule(0.1, 20, momentum=0.9, weight_decay=5e-3), **{"band": None, **options})
+
+
+def test_a_schedule_as_a_function_of_the_step():
+    expected = rates(converted(), 20)
+    f = schedules.lr_function(converted(), 20)
+    assert [f(t) for t in range(20)] == expected
+    assert f(-1) == expected[0]
+    assert f(20) == f(10**9) == expected[19]
+    assert type(f(np.int32(3))) is float
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_of_an_array_it_is_an_array_of_the_same_library(library, shape, dtype):
+    xp = pytest.importorskip(library)
+    f = schedules.lr_function(converted(), 20)
+    steps = np.array([3, 25, 7, -1])[: math.prod(shape)].reshape(shape)
+    found = f(xp.asarray(steps.tolist(), dtype=getattr(xp, dtype)))
+    assert array_namespace(found) is array_namespace(xp.asarray(0.0))
+    assert found.dtype == xp.asarray(0.5).dtype
+    np.testing.assert_allclose(to_numpy(found), np.vectorize(f)(steps), rtol=1e-7)
+    assert found.shape == shape
+
+
+def test_of_an_array_it_is_on_the_same_device():
+    xp = pytest.importorskip("array_api_strict")
+    t = xp.asarray([1, 2], device=xp.Device("device1"))
+    assert schedules.lr_function(converted(), 20)(t).device == t.device
+
+
+def test_torch_schedulers_take_the_function():
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules.lr_function(converted(), 20))
+    for expected in rates(converted(), 20):
+        assert optimizer.param_groups[0]["lr"] == expected
+        optimizer.step()
+        scheduler.step()
+
+
+def nesterov(lr, steps, **options):
+    return schedules.nesterov(schedules.cosine(lr, steps, **options))
+
+
+def decoupled(lr, steps, **options):
+    return schedules.decoupled(schedules.cosine(lr, steps, **options))
+
+
+@pytest.mark.parametrize(("schedule", "step"), [
+    (lambda: converted(band=1.001), 2),  # rescales
+    (lambda: converted(nesterov), 0),  # lookahead
+    (lambda: converted(decoupled), 1),  # momentum changes
+    (lambda: decoupled(0.1, 20, weight_decay=0.1), 0),  # shrink
+    (lambda: exponential_equivalent(0.1, 0.9, 5e-3), 0),  # kick
+    (lambda: [Step(0.1), Step(0.1, weight_decay=0.1)], 1)])
+def test_what_no_function_of_the_step_can_say_is_refused(schedule, step):
+    with pytest.raises(ValueError, match=rf"step {step} is more than a learning rate: .*schedule, band=None"):
+        schedules.lr_function(schedule(), 2 if step < 2 else 20)
+
+
+def test_lr_functions_of_the_paper_are_plain():
+    phases = [(5, 0.1), (math.inf, 0.01)]
+    f = schedules.lr_function(texp(phases, momentum=0.9, weight_decay=5e-3), 9)
+    assert [f(t) for t in range(9)] == rates(texp(phases, momentum=0.9, weight_decay=5e-3), 9)
+
+
+def test_lr_function_errors():
+    with pytest.raises(ValueError, match="lr_function: steps must be at least 1, got 0"):
+        schedules.lr_function(converted(), 0)
+    with pytest.raises(ValueError, match="lr_function: the schedule has 2 steps, fewer than 3"):
+        schedules.lr_function([Step(0.1), Step(0.2)], 3)
+    f = schedules.lr_function([Step(0.1), Step(1e39)], 2)
+    with pytest.raises(TypeError, match="the step must be an integer, got float64"):
+        f(np.asarray(1.0))
+    assert f(1) == f(np.asarray(1)) == 1e39
+    torch = pytest.importorskip("torch")
+    with pytest.raises(OverflowError, match=r"lr grows to 1e\+39, beyond torch.float32"):
+        f(torch.asarray(0))

@@ -47,6 +47,13 @@ class Frame(NamedTuple):
         scale: P, above 0.
         kappa: κ, the velocity for each unit of weight that only decays the weight.
         q: above 0; stays 1 for heavy-ball momentum.
+
+    Example:
+        >>> frame = Frame(scale=0.5, kappa=0.25)
+        >>> frame.remove(2.0, 3.0)
+        (4.0, 1.25)
+        >>> frame.add(4.0, 1.25)
+        (2.0, 3.0)
     """
 
     scale: float = 1.0
@@ -109,6 +116,11 @@ def frame_after(schedule, steps, *, band=2.0**32, frame=IDENTITY):
 
     Raises:
         ValueError: the schedule is shorter than `steps`, or has no conversion.
+
+    Example:
+        >>> from minibn.schedules import constant
+        >>> frame_after(constant(0.5, weight_decay=0.5), 2)  # each step multiplies weights by 1 - 0.25
+        Frame(scale=0.5625, kappa=0.6666666666666666, q=1.0)
     """
     _check_band(band)
     pairs = _removing(schedule, band, frame)
@@ -142,6 +154,15 @@ def add_weight_decay(schedule, weight_decay, *, shrink=0.0, frame=IDENTITY):
 
     Raises:
         ValueError: at a step that has weight decay or shrink already, or where no learning rate does it.
+
+    Example:
+        >>> from itertools import islice
+        >>> from minibn.schedules import constant, exponential
+        >>> there = remove_weight_decay(constant(0.1, weight_decay=0.5))
+        >>> [round(s.lr, 4) for s in islice(add_weight_decay(there, 0.5), 3)]
+        [0.1, 0.1, 0.1]
+        >>> [round(s.lr, 4) for s in islice(add_weight_decay(exponential(0.1, 1.2), 0.5), 3)]
+        [0.0952, 0.1032, 0.111]
     """
     decays = repeat(float(weight_decay)) if isinstance(weight_decay, Real) else map(float, weight_decay)
     shrinks = repeat(float(shrink)) if isinstance(shrink, Real) else map(float, shrink)
@@ -169,6 +190,11 @@ def remove_step(step, frame, band=None, t=0):
 
     First the step's own rescale c (w <- c w, v <- v / c) and kick k (v <- v + k w) go into the frame: w̃ and ṽ stay. The
     rest is derived at the top of this file. Arguments and errors as in `remove_weight_decay`; t is the step's number in them.
+
+    Example:
+        >>> step, frame = remove_step(Step(0.5, weight_decay=0.5), Frame())
+        >>> step.lr, step.weight_decay, frame
+        (0.6666666666666666, 0.0, (0.75, 0.6666666666666666, 1.0))
     """
     lr, momentum, decay, lookahead = step.lr, step.momentum, step.weight_decay, step.lookahead
     scale, kappa, q = frame
@@ -209,6 +235,11 @@ def add_step(step, frame, weight_decay, shrink=0.0, t=0):
 
     First the step's own rescale and kick, which move w̃ and ṽ, go into the frame: w and v stay. Arguments and errors as in
     `add_weight_decay`; t is the step's number in them.
+
+    Example:
+        >>> step, frame = add_step(Step(1.0), Frame(), weight_decay=0.25)
+        >>> step.lr, step.weight_decay, frame
+        (0.8, 0.25, (0.8, 0.3125, 1.0))
     """
     if step.weight_decay or step.shrink:
         raise ValueError(f"step {t} already has weight_decay={step.weight_decay}, shrink={step.shrink}: "
