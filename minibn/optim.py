@@ -4,12 +4,17 @@ A *schedule* is any iterable of `Step`: a generator, a list, an `itertools.islic
 training is, and a conversion (`minibn.equivalence`) is a generator that reads one schedule and yields another.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from itertools import islice
 from math import frexp, inf
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from minibn import backend
 from minibn.backend import array_namespace
+
+if TYPE_CHECKING:
+    from minibn.nn import Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +52,16 @@ class Step:
     lookahead: float = 0.0
     shrink: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         good = (0 <= self.lr < inf and 0 <= self.momentum < inf and 0 <= self.weight_decay < inf and -inf < self.kick < inf
                 and (self.rescale == 1 or (0 < self.rescale < inf and frexp(self.rescale)[0] == 0.5))
                 and -1 < self.lookahead < inf and 0 <= self.shrink < 1)  # NaN is in no range
         if not good:
             raise ValueError("a Step needs finite lr, momentum and weight_decay of at least 0, a finite kick, rescale a "
                              f"power of two, lookahead above -1 and 0 <= shrink < 1; got {self}")
+
+
+Schedule: TypeAlias = Iterable[Step]
 
 
 class SGD:
@@ -76,16 +84,16 @@ class SGD:
         ValueError: no parameters.
     """
 
-    def __init__(self, parameters, schedule):
+    def __init__(self, parameters: Iterable["Parameter"], schedule: Schedule) -> None:
         self.parameters = list(parameters)
         if not self.parameters:
             raise ValueError("SGD needs at least one parameter")
         self.velocity = [array_namespace(p.data).zeros_like(p.data) for p in self.parameters]
         self.schedule = iter(schedule)
         self.steps = 0
-        self.last = None  # the Step of the latest update
+        self.last: Step | None = None  # the Step of the latest update
 
-    def step(self):
+    def step(self) -> Step:
         """Update every parameter with the schedule's next `Step`, and return that.
 
         Raises:
@@ -110,16 +118,16 @@ class SGD:
         self.last = s
         return s
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Set the gradient of every parameter to zero."""
         for parameter in self.parameters:
             parameter.zero_grad()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """{"steps": number of updates so far, "velocity": list of copies of the velocities}."""
         return {"steps": self.steps, "velocity": [backend.asarray(v, v) for v in self.velocity]}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`; the schedule, which must be fresh, is read up to the same step.
 
         Raises:
