@@ -39,8 +39,8 @@ __all__ = ["Array", "BackendError", "LIBRARIES", "Namespace", "array_namespace",
            "dtype_name", "elementwise", "into", "is_on_host", "library", "map_chunks", "move", "norm", "read", "sum_rows",
            "threads", "to_numpy"]
 
-# An array of NumPy, CuPy, PyTorch or array-api-strict. To a type checker it is Any: the standard has no class for it, the libraries'
-# own hints differ, and a protocol of every operator and attribute that is used here would be a file of its own.
+# An array of NumPy, CuPy, PyTorch or array-api-strict. To a type checker it is Any: the standard has no class for it, the hints
+# of these libraries differ, and a protocol of every operator and attribute that is used here would be a file of its own.
 Array: TypeAlias = Any
 Namespace: TypeAlias = Any  # the module with such a library's functions, as `array_namespace` gives it
 
