@@ -105,20 +105,21 @@ def map_chunks(function, x, numbers_per_item, chunk_bytes=2**20):
         list of what `function` returned.
     """
     length = x.shape[0]
-    size = max(1, chunk_bytes // (x.itemsize * numbers_per_item) if is_numpy_array(x) else length)
-    slices = [slice(start, min(start + size, length)) for start in range(0, length, size)]
-    results, tickets, failed = [None] * len(slices), itertools.count(), []
+    count = math.ceil(length * numbers_per_item * x.itemsize / chunk_bytes) if is_numpy_array(x) else 1
+    count = min(length, count if count == 1 else 4 * math.ceil(count / 4))  # equal parts that 2 or 4 threads finish together
+    slices = [slice(i * length // count, (i + 1) * length // count) for i in range(count)]
+    results, tickets, failed = [None] * count, itertools.count(), []
 
     def work():
-        while (i := next(tickets)) < len(slices) and not failed:  # whoever is free takes the next chunk
+        while (i := next(tickets)) < count and not failed:  # whoever is free takes the next chunk
             try:
                 results[i] = function(slices[i])
             except BaseException:
                 failed.append(i)
                 raise
 
-    pool, count = _workers.get() or (None, 1)
-    others = [pool.submit(work) for _ in range(min(count, len(slices)) - 1)]
+    pool, workers = _workers.get() or (None, 1)
+    others = [pool.submit(work) for _ in range(min(workers, count) - 1)]
     try:
         work()
     finally:

@@ -6,7 +6,7 @@ from minibn.backend import array_namespace, device, map_chunks, sum_rows
 from minibn.nn.linear import kaiming_normal
 from minibn.nn.module import Module, Parameter
 
-CHUNK_BYTES = 2**20  # windows of one chunk: enough for a fast matrix product, few enough for the cache
+CHUNK_BYTES = 2**21  # windows of one chunk: enough for a fast matrix product, few enough for the cache
 
 
 class Conv2d(Module):
