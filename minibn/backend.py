@@ -114,22 +114,23 @@ def map_chunks(function: Callable[[slice], Any], x: Array, numbers_per_item: int
         list of what `function` returned.
     """
     length = x.shape[0]
-    size = max(1, chunk_bytes // (x.itemsize * numbers_per_item) if is_numpy_array(x) else length)
-    slices = [slice(start, min(start + size, length)) for start in range(0, length, size)]
-    results: list = [None] * len(slices)
+    count = math.ceil(length * numbers_per_item * x.itemsize / chunk_bytes) if is_numpy_array(x) else 1
+    count = min(length, count if count == 1 else 4 * math.ceil(count / 4))  # equal parts that 2 or 4 threads finish together
+    slices = [slice(i * length // count, (i + 1) * length // count) for i in range(count)]
+    results: list = [None] * count
     failed: list[int] = []
     tickets = itertools.count()
 
     def work():
-        while (i := next(tickets)) < len(slices) and not failed:  # whoever is free takes the next chunk
+        while (i := next(tickets)) < count and not failed:  # whoever is free takes the next chunk
             try:
                 results[i] = function(slices[i])
             except BaseException:
                 failed.append(i)
                 raise
 
-    pool, count = _workers.get() or (None, 1)
-    others = [pool.submit(work) for _ in range(min(count, len(slices)) - 1)] if pool else []
+    pool, workers = _workers.get() or (None, 1)
+    others = [pool.submit(work) for _ in range(min(workers, count) - 1)] if pool else []
     try:
         work()
     finally:

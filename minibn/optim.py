@@ -5,7 +5,7 @@ training is, and a conversion (`minibn.equivalence`) is a generator that reads o
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from math import frexp, inf
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -53,6 +53,10 @@ class Step:
     shrink: float = 0.0
 
     def __post_init__(self) -> None:
+        total = self.lr + self.momentum + self.weight_decay + self.kick + self.rescale + self.lookahead + self.shrink
+        if type(total) is not float:  # NumPy's numbers would bring schedules, and weights, to their own precision
+            for field in fields(self):
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         good = (0 <= self.lr < inf and 0 <= self.momentum < inf and 0 <= self.weight_decay < inf and -inf < self.kick < inf
                 and (self.rescale == 1 or (0 < self.rescale < inf and frexp(self.rescale)[0] == 0.5))
                 and -1 < self.lookahead < inf and 0 <= self.shrink < 1)  # NaN is in no range
@@ -102,17 +106,16 @@ class SGD:
         s = next(self.schedule, None)
         if s is None:
             raise RuntimeError(f"the schedule ended after {self.steps} steps; train for fewer steps or give SGD a longer one")
-        lr, momentum, decay, kick, rescale, lookahead, shrink = map(float, astuple(s))  # a float64 would widen float32 weights
         for i, (parameter, v) in enumerate(zip(self.parameters, self.velocity, strict=True)):
             w, g = parameter.data, parameter.grad
-            if rescale != 1:
-                w, v, g = w * rescale, v / rescale, g / rescale
-            if kick:
-                v = v + kick * w
-            force = g + decay * w if decay else g
-            v = momentum * v + force
-            update = v + lookahead * force if lookahead else v
-            parameter.data = ((1 - shrink) * w if shrink else w) - lr * update
+            if s.rescale != 1:
+                w, v, g = w * s.rescale, v / s.rescale, g / s.rescale
+            if s.kick:
+                v = v + s.kick * w
+            force = g + s.weight_decay * w if s.weight_decay else g
+            v = s.momentum * v + force
+            update = v + s.lookahead * force if s.lookahead else v
+            parameter.data = ((1 - s.shrink) * w if s.shrink else w) - s.lr * update
             self.velocity[i] = v
         self.steps += 1
         self.last = s

@@ -567,7 +567,7 @@ def test_the_cupy_that_was_looked_at_is_that_of_the_extras():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_backend_names_a_library(path):
-    if path.name == "backend.py":
+    if path.name == "backend.py" or path.parent.name == "pytorch":
         return
     imported = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -587,13 +587,14 @@ def test_threads_do_not_change_a_bit(norm, dtype):
     def run(threads):
         rng = np.random.default_rng(0)
         net = models.preresnet(8, norm=NORMS[norm], rng=rng, dtype=dtype)
-        x, y = rng.standard_normal((48, 16, 16, 3)).astype(dtype), rng.integers(10, size=48)  # many chunks
+        x, y = rng.standard_normal((96, 16, 16, 3)).astype(dtype), rng.integers(10, size=96)
         loss = nn.CrossEntropy()
         with backend.threads(threads):
             value = loss(net(x), y)
             dx = net.backward(loss.backward())
         return [value, dx, *(p.grad for p in net.parameters())]
 
+    assert len(backend.map_chunks(lambda s: s, np.empty((96, 1), dtype), 16 * 16 * 16)) > 1  # activations are cut
     expected = run(1)
     for threads in (2, 3):
         for one, other in zip(expected, run(threads), strict=True):

@@ -4,9 +4,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from minibn import models
+
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("depth", [8, 14])
+def test_contenders_train_the_same_network(depth, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import contenders
+
+    ours, theirs = models.preresnet(depth, width=4, rng=np.random.default_rng(0)), contenders.torch_preresnet(depth, 4)
+    x, _ = contenders.images(4)
+    with torch.no_grad():
+        for (_, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            q.copy_(torch.tensor(p.data.transpose(3, 2, 0, 1).copy() if p.data.ndim == 4 else p.data.T.copy()))
+        expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(ours(x), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", ["train_step", "layers", "scaling", "overhead"])

@@ -212,3 +212,14 @@ def test_lr_function_errors():
     torch = pytest.importorskip("torch")
     with pytest.raises(OverflowError, match=r"lr grows to 1e\+39, beyond torch.float32"):
         f(torch.asarray(0))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.asarray])
+def test_the_precision_of_a_steps_numbers_is_not_that_of_schedules_or_weights(kind):
+    step = Step(kind(0.1), kind(0.9), kind(5e-4))
+    assert {type(value) for value in (step.lr, step.momentum, step.weight_decay)} == {float}
+    w = nn.Parameter(np.ones(3, dtype="float32"))
+    SGD([w], [step]).step()
+    assert w.data.dtype == np.float32
+    exact = Step(float(kind(0.1)), float(kind(0.9)), float(kind(5e-4)))
+    assert list(remove_weight_decay([step] * 100)) == list(remove_weight_decay([exact] * 100))

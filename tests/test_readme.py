@@ -2,6 +2,7 @@
 
 import doctest
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -62,8 +63,9 @@ WITH_OTHERS = [(page, line, code) for page in PAGES for line, code in blocks(pag
 
 
 @pytest.mark.parametrize(("page", "line", "code"), WITH_OTHERS, ids=[f"{page.name}:{line}" for page, line, _ in WITH_OTHERS])
-def test_examples_with_other_libraries_run(page, line, code):
+def test_examples_with_other_libraries_run(page, line, code, monkeypatch):
     """Each alone, where the library is installed."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax" if find_spec("jax") else "torch")
     for library in imported(code):
         pytest.importorskip(library)
     run(page, line, code, {})

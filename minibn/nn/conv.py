@@ -11,7 +11,7 @@ from minibn.nn.linear import kaiming_normal
 from minibn.nn.module import Module, Parameter
 
 Pair: TypeAlias = tuple[int, int]  # of numbers for (height, width), or (before, after) along an axis
-CHUNK_BYTES = 2**20  # windows of one chunk: enough for a fast matrix product, few enough for the cache
+CHUNK_BYTES = 2**21  # windows of one chunk: enough for a fast matrix product, few enough for the cache
 
 
 class Conv2d(Module):

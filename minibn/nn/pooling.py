@@ -57,17 +57,20 @@ class _WindowPool(Module):
             raise ValueError(f"{type(self).__name__}: kernel_size must be at least 1, got {kernel_size}")
         self.kernel_size = kernel_size
 
-    def _check(self, x):
-        """The output's height and width."""
+    def _pool(self, x, write):
+        """(N, H, W, C) -> (N, H // k, W // k, C): `write(out, pixels)` with, for each place in a window, its pixels."""
         self._check_input(x, ("N", "H", "W", "C"))
         k, (height, width) = self.kernel_size, x.shape[1:3]
         if min(height, width) < k:
             raise ValueError(f"{self} needs images of at least {k} x {k} pixels, got {x.shape}")
-        return height // k, width // k
+        y = array_namespace(x).empty((x.shape[0], height // k, width // k, x.shape[3]), dtype=x.dtype, device=device(x))
+        places = self._places(y)
+        map_chunks(lambda s: write(y[s, ...], [x[s, ...][place] for place in places]), x, math.prod(x.shape[1:]))
+        return y
 
-    def _places(self, height, width):
-        """For each place in a window, in order: the index of an image's pixels that stand there, (height, width) of them."""
-        k = self.kernel_size
+    def _places(self, y):
+        """For each place in a window, in order: the index of the images' pixels that stand there, as many as y has."""
+        k, (height, width) = self.kernel_size, y.shape[1:3]
         last_row, last_column = k * (height - 1), k * (width - 1)
         return [(slice(None), slice(i, i + last_row + 1, k), slice(j, j + last_column + 1, k), slice(None))
                 for i in range(k) for j in range(k)]
@@ -90,26 +93,19 @@ class AvgPool2d(_WindowPool):
 
     def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, H // k, W // k, C)."""
-        height, width = self._check(x)
-        places = self._places(height, width)
-        xp = array_namespace(x)
-        y = xp.empty((x.shape[0], height, width, x.shape[3]), dtype=x.dtype, device=device(x))
+        def average(out, pixels):
+            out[...] = pixels[0] / len(pixels)
+            for pixel in pixels[1:]:
+                out += pixel / len(pixels)
 
-        def average(s):
-            images = x[s, ...]
-            total = images[places[0]] / len(places)
-            for place in places[1:]:
-                total += images[place] / len(places)
-            y[s, ...] = total
-
-        map_chunks(average, x, math.prod(x.shape[1:]))
+        y = self._pool(x, average)
         self._keep(x.shape, y.shape)
         return y
 
     def backward(self, dy: Array) -> Array:
         """(N, H // k, W // k, C) -> (N, H, W, C)."""
         shape, _ = self._take(dy, self._kept and self._kept[1])
-        places = self._places(*dy.shape[1:3])
+        places = self._places(dy)
         dx = array_namespace(dy).zeros(shape, dtype=dy.dtype, device=device(dy))
 
         def spread(s):
@@ -133,25 +129,19 @@ class MaxPool2d(_WindowPool):
 
     def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, H // k, W // k, C)."""
-        height, width = self._check(x)
-        places = self._places(height, width)
-        xp = array_namespace(x)
-        y = xp.empty((x.shape[0], height, width, x.shape[3]), dtype=x.dtype, device=device(x))
+        def largest(out, pixels):
+            out[...] = pixels[0]
+            for pixel in pixels[1:]:
+                into(out, array_namespace(x).maximum, out, pixel)
 
-        def largest(s):
-            images, out = x[s, ...], y[s, ...]
-            out[...] = images[places[0]]
-            for place in places[1:]:
-                into(out, xp.maximum, out, images[place])
-
-        map_chunks(largest, x, math.prod(x.shape[1:]))
+        y = self._pool(x, largest)
         self._keep(x, y)
         return y
 
     def backward(self, dy: Array) -> Array:
         """(N, H // k, W // k, C) -> (N, H, W, C)."""
         x, y = self._take(dy, self._kept and self._kept[1].shape)
-        places = self._places(*y.shape[1:3])
+        places = self._places(y)
         xp = array_namespace(dy)
         dx = xp.zeros(x.shape, dtype=dy.dtype, device=device(dy))
 

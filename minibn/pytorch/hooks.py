@@ -108,7 +108,7 @@ class Conversion:
                  convert: Callable[[Step, Numbers, int], tuple[Step, Numbers]]) -> None:
         if not isinstance(optimizer, torch.optim.SGD):
             raise TypeError(f"only torch.optim.SGD can be converted, got {type(optimizer).__name__}: the averages of adaptive "
-                            "methods mix gradients of different scales, and have no exact counterpart")
+                            "methods mix gradients of different scales, and no learning-rate schedule makes up for that")
         if getattr(optimizer, "_minibn", None):
             raise ValueError("this optimizer is converted already; call .remove() of its handle first, or give all parameters "
                              "at once")

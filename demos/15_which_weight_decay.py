@@ -131,4 +131,4 @@ norms, rates, tests = ([values(name, measure).mean() for name in both] for measu
 lab.claim("weight decay on γ, β and biases makes them smaller, and hardly changes the effective lr of the convolutions",
           f"norm {norms[0]:.1f} with, {norms[1]:.1f} without; effective lr {rates[0]:.1e} and {rates[1]:.1e}; test accuracy "
           f"{tests[0]:.1f}% and {tests[1]:.1f}%", norms[0] < 0.7 * norms[1] and 0.5 < rates[1] / rates[0] < 2)
-lab.finish("16_which_weight_decay", __doc__, figure)
+lab.finish("15_which_weight_decay", __doc__, figure)
