@@ -5,12 +5,14 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from minibn.experiment import MODELS, NORMS, Experiment
 from minibn.invariance import symmetries
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 the headline's runs differ or a run of a sweep failed, 2 bad flags or
     input, 130 stopped by Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -40,12 +42,12 @@ def main(arguments=None):
         parser.exit(2, f"minibn: {error}\n")
 
 
-def compare(output, quiet, **settings):
+def compare(output: str, quiet: bool, **settings: Any) -> int:
     """Train one network twice, with weight decay and with the converted schedule, and compare."""
     return 0 if headline.run(headline.settings(**settings), output, progress=not quiet) else 1
 
 
-def train(output, checkpoint, every, threads, quiet, **settings):
+def train(output: str, checkpoint: str | None, every: int, threads: int | None, quiet: bool, **settings: Any) -> int:
     """Train one network; write history.csv, history.png and result.json into the output folder."""
     one = Experiment(**settings)
     folder = Path(output)
@@ -60,7 +62,8 @@ def train(output, checkpoint, every, threads, quiet, **settings):
     return 0
 
 
-def run_sweep(output, workers, dask, retry, quiet, seeds, milestones, **axes):
+def run_sweep(output: str, workers: int | None, dask: str | None, retry: bool, quiet: bool, seeds: int,
+              milestones: list[float] | None, **axes: Any) -> int:
     """Train a grid of settings times seeds, each run a line of a JSON Lines file; started again, it goes on where it stopped."""
     axes = {name: value if isinstance(value, list) else [value] for name, value in axes.items()}
     configurations = sweep.grid(**axes, milestones=[milestones], seed=range(seeds))
@@ -96,14 +99,15 @@ def _executor(workers, dask):
         yield executor
 
 
-def convert(read, steps, schedule, lr, momentum, weight_decay, milestones, factor, final, growth, warmup, nesterov, decoupled,
-            to_weight_decay, no_rescale):
+def convert(read: str | None, steps: int | None, schedule: str, lr: float, momentum: float, weight_decay: float,
+            milestones: list[int], factor: float, final: float, growth: float, warmup: int, nesterov: bool, decoupled: bool,
+            to_weight_decay: float | None, no_rescale: bool) -> int:
     """Write a schedule without weight decay, or with another, as CSV."""
-    if read is None and steps is None:
-        raise ValueError("convert needs --steps, how many steps to write, or --read, a file of steps")
     with nullcontext(sys.stdin) if read in (None, "-") else open(read, newline="", encoding="utf-8") as file:
         if read is not None:
             stream = schedules.read_csv(file)
+        elif steps is None:
+            raise ValueError("convert needs --steps, how many steps to write, or --read, a file of steps")
         else:
             usual = {"momentum": momentum, "weight_decay": weight_decay}
             stream = {"constant": lambda: schedules.constant(lr, **usual),
@@ -123,7 +127,7 @@ def convert(read, steps, schedule, lr, momentum, weight_decay, milestones, facto
     return 0
 
 
-def show_symmetries(model, depth, norm, no_affine, explain):
+def show_symmetries(model: str, depth: int | None, norm: str, no_affine: bool, explain: str | None) -> int:
     """Print which weights of a model may be rescaled, or explain one."""
     sizes = {"depth": depth} if depth else {}
     if sizes and model not in ("resnet", "preresnet"):
@@ -140,7 +144,7 @@ def _parser(command, name, **options):
                                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
 
-def _compare_flags():
+def _compare_flags() -> argparse.ArgumentParser:
     parser = _parser(compare, "minibn", epilog=f"other commands: {', '.join(COMMANDS)}; each has --help")
     default = headline.settings()
     parser.add_argument("--depth", type=_depth, default=default.depth, help="layers of the PreResNet, 6n + 2")
@@ -155,7 +159,7 @@ def _compare_flags():
     return parser
 
 
-def _train_flags():
+def _train_flags() -> argparse.ArgumentParser:
     parser = _parser(train, "minibn train")
     _experiment_flags(parser)
     parser.add_argument("--output", default="results", help="folder for what is written")
@@ -166,7 +170,7 @@ def _train_flags():
     return parser
 
 
-def _sweep_flags():
+def _sweep_flags() -> argparse.ArgumentParser:
     parser = _parser(run_sweep, "minibn sweep", epilog="every setting may be given several values")
     _experiment_flags(parser, nargs="+", leave_out=["seed"])
     parser.add_argument("--seeds", type=_between(int, 1), default=1, help="runs of each setting, with seeds 0, 1, …")
@@ -193,7 +197,7 @@ def _experiment_flags(parser, nargs=None, leave_out=()):
             parser.add_argument(flag, type=kind, nargs=nargs, default=f.default, choices=f.metadata["choices"], help=text)
 
 
-def _convert_flags():
+def _convert_flags() -> argparse.ArgumentParser:
     parser = _parser(convert, "minibn convert")
     _sgd_flags(parser, 0.1, 0.9, 5e-4)
     parser.add_argument("--schedule", choices=["constant", "step", "cosine", "exponential"], default="constant", help="of lr")
@@ -211,7 +215,7 @@ def _convert_flags():
     return parser
 
 
-def _symmetries_flags():
+def _symmetries_flags() -> argparse.ArgumentParser:
     parser = _parser(show_symmetries, "minibn symmetries")
     parser.add_argument("model", choices=list(MODELS), help="network")
     parser.add_argument("--depth", type=_depth, help="layers of a resnet or preresnet, 6n + 2")
@@ -250,6 +254,7 @@ def _depth(text):
     return depth
 
 
+COMMANDS: dict[str, tuple[Callable[..., int], Callable[[], argparse.ArgumentParser]]]
 COMMANDS = {"train": (train, _train_flags), "sweep": (run_sweep, _sweep_flags), "convert": (convert, _convert_flags),
             "symmetries": (show_symmetries, _symmetries_flags)}
 

@@ -13,6 +13,7 @@ import ctypes
 import itertools
 import math
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from numbers import Real
+from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import (
@@ -33,17 +35,24 @@ from array_api_compat import (
 )
 from threadpoolctl import threadpool_limits
 
-__all__ = ["BackendError", "LIBRARIES", "array_namespace", "asarray", "convert", "cores", "device", "dtype_name", "elementwise",
-           "into", "is_on_host", "library", "map_chunks", "move", "norm", "read", "sum_rows", "threads", "to_numpy"]
+__all__ = ["Array", "BackendError", "LIBRARIES", "Namespace", "array_namespace", "asarray", "convert", "cores", "device",
+           "dtype_name", "elementwise", "into", "is_on_host", "library", "map_chunks", "move", "norm", "read", "sum_rows",
+           "threads", "to_numpy"]
+
+# An array of NumPy, CuPy, PyTorch or array-api-strict. To a type checker it is Any: the standard has no class for it, the hints
+# of these libraries differ, and a protocol of every operator and attribute that is used here would be a file of its own.
+Array: TypeAlias = Any
+Namespace: TypeAlias = Any  # the module with such a library's functions, as `array_namespace` gives it
 
 LIBRARIES = ("numpy", "cupy", "torch")  # to train with; `library` knows array-api-strict too, to check with
 
 
-_workers = ContextVar("workers", default=None)  # (pool, its size) of the surrounding `threads` block; each thread has its own
+# (pool, its size) of the surrounding `threads` block; each thread has its own
+_workers: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("workers", default=None)
 
 
 @contextmanager
-def threads(count=None):
+def threads(count: int | None = None) -> Iterator[None]:
     """Run chunked work on `count` Python threads, this one among them, and every BLAS call on one.
 
     Many small matrix products on one BLAS thread each are faster than one large product on many, and
@@ -73,7 +82,7 @@ def threads(count=None):
             _workers.reset(token)
 
 
-def cores():
+def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -92,7 +101,7 @@ def _keep_freed_memory():
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def map_chunks(function, x, numbers_per_item, chunk_bytes=2**20):
+def map_chunks(function: Callable[[slice], Any], x: Array, numbers_per_item: int, chunk_bytes: int = 2**20) -> list:
     """`[function(slice(0, n)), function(slice(n, 2n)), …]` over the first axis of `x`, in order.
 
     Args:
@@ -108,7 +117,9 @@ def map_chunks(function, x, numbers_per_item, chunk_bytes=2**20):
     count = math.ceil(length * numbers_per_item * x.itemsize / chunk_bytes) if is_numpy_array(x) else 1
     count = min(length, count if count == 1 else 4 * math.ceil(count / 4))  # equal parts that 2 or 4 threads finish together
     slices = [slice(i * length // count, (i + 1) * length // count) for i in range(count)]
-    results, tickets, failed = [None] * count, itertools.count(), []
+    results: list = [None] * count
+    failed: list[int] = []
+    tickets = itertools.count()
 
     def work():
         while (i := next(tickets)) < count and not failed:  # whoever is free takes the next chunk
@@ -119,7 +130,7 @@ def map_chunks(function, x, numbers_per_item, chunk_bytes=2**20):
                 raise
 
     pool, workers = _workers.get() or (None, 1)
-    others = [pool.submit(work) for _ in range(min(workers, count) - 1)]
+    others = [pool.submit(work) for _ in range(min(workers, count) - 1)] if pool else []
     try:
         work()
     finally:
@@ -128,7 +139,7 @@ def map_chunks(function, x, numbers_per_item, chunk_bytes=2**20):
     return results
 
 
-def into(out, function, *arguments):
+def into(out: Array, function: Callable[..., Array], *arguments: Array) -> None:
     """`out[...] = function(*arguments)`, without a temporary array where the library can write into `out`."""
     if is_numpy_array(out) or is_cupy_array(out):
         function(*arguments, out=out)
@@ -136,7 +147,7 @@ def into(out, function, *arguments):
         out[...] = function(*arguments)
 
 
-def elementwise(function, x, *others):
+def elementwise(function: Callable[..., None], x: Array, *others: Array) -> Array:
     """`function(x, *others)` for arrays of one shape and dtype, in chunks.
 
     The function must work on each number by itself; it is called as `function(out, *parts)` and writes into `out`.
@@ -147,7 +158,7 @@ def elementwise(function, x, *others):
     return y
 
 
-def sum_rows(x):
+def sum_rows(x: Array) -> Array:
     """Sum over the last axis but one, `(…, R, C) -> (…, C)`, as the product `ones(R) @ x`.
 
     Summing a tall array over its rows this way is about ten times faster in NumPy than `sum(axis=0)`.
@@ -156,7 +167,7 @@ def sum_rows(x):
     return xp.ones(x.shape[-2], dtype=x.dtype, device=device(x)) @ x
 
 
-def norm(arrays):
+def norm(arrays: Iterable[Array]) -> Array:
     """Euclidean norm of all numbers in a list of arrays: a 0-d float64 array where they are (of NumPy: a float).
 
     Squares are taken in float64, so float32 weights as large as 1e38 do not overflow.
@@ -169,12 +180,12 @@ def norm(arrays):
     return total**0.5
 
 
-def dtype_name(x):
+def dtype_name(x: Array) -> str:
     """Name of an array's dtype in the array API standard, such as "float32"."""
     return str(x.dtype).rsplit(".", 1)[-1]
 
 
-def to_numpy(x):
+def to_numpy(x: Array) -> np.ndarray:
     """`x` as a NumPy array in main memory, from any array library."""
     if is_cupy_array(x) or is_torch_array(x):
         x = to_device(x, "cpu")
@@ -183,12 +194,12 @@ def to_numpy(x):
     return np.asarray(x)
 
 
-def is_on_host(x):
+def is_on_host(x: Array) -> bool:
     """Whether `x` is in main memory, where looking at a number waits for nothing."""
     return not is_cupy_array(x) and (not is_torch_array(x) or device(x).type == "cpu")
 
 
-def read(numbers):
+def read(numbers: Sequence) -> list:
     """A list of numbers as Python ints and floats; the 0-d arrays among them come from their device in one transfer."""
     waiting = [n for n in numbers if not isinstance(n, Real)]
     if waiting:
@@ -197,7 +208,7 @@ def read(numbers):
     return [next(arrived) if not isinstance(n, Real) else n if isinstance(n, int) else float(n) for n in numbers]
 
 
-def move(x, like):
+def move(x: Array, like: Array | None) -> Array:
     """`x` in the library and on the device of the array `like`, its dtype kept; x itself if it is there, or `like` is None."""
     if like is None or (array_namespace(x) is array_namespace(like) and device(x) == device(like)):
         return x
@@ -208,12 +219,12 @@ def move(x, like):
     return convert(x, xp, device=where)
 
 
-def asarray(x, like):
+def asarray(x: Array, like: Array) -> Array:
     """A copy of `x` (from any array library) in the namespace, dtype and device of the array `like`."""
     return convert(x, array_namespace(like), dtype_name(like), device(like))
 
 
-def convert(x, xp=None, dtype=None, device=None):
+def convert(x: Array, xp: Namespace | None = None, dtype: str | None = None, device: Any = None) -> Array:
     """A copy of array `x` in namespace `xp`, with dtype named `dtype`, on `device`; None leaves each as it is."""
     own = array_namespace(x)
     xp = own if xp is None else array_namespace(xp.empty(0))
@@ -227,7 +238,7 @@ class BackendError(RuntimeError):
     """The array library asked for is not installed, or has no device here to run on."""
 
 
-def library(name):
+def library(name: str) -> tuple[Namespace, Any]:
     """(namespace, device) of an array library by name.
 
     Args:

@@ -3,14 +3,16 @@
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from minibn.backend import to_numpy
+from minibn.backend import Array, to_numpy
 
 
-def save(path, arrays, facts):
+def save(path: str | Path, arrays: Mapping[str, Array], facts: Any) -> None:
     """Write `arrays` {name: array} and `facts` (anything JSON can hold) to `path`, atomically.
 
     They go to a temporary file beside it, which is flushed to the disk and then renamed: at every moment `path` holds
@@ -20,11 +22,12 @@ def save(path, arrays, facts):
         OSError: the file cannot be written; what was at `path` is still there.
     """
     path = Path(path)
-    arrays = {name: to_numpy(value) for name, value in arrays.items()}
+    parts: dict[str, Any] = {name: to_numpy(value) for name, value in arrays.items()}
+    parts["facts.json"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays, **{"facts.json": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)})
+            np.savez(file, **parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -36,7 +39,7 @@ def save(path, arrays, facts):
     _sync_folder(path.parent)
 
 
-def load(path):
+def load(path: str | Path) -> tuple[dict[str, np.ndarray], Any]:
     """(arrays, facts) as `save` wrote them.
 
     Raises:

@@ -31,7 +31,7 @@ SIZE = IMAGES_PER_FILE * (1 + PIXELS)  # bytes of a binary file
 LARGEST = 2 * SIZE  # no honest file of either form has more
 
 
-def read(path, checksum=True):
+def read(path: str | Path, checksum: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Images and labels of CIFAR-10 as they are in the files.
 
     Args:
@@ -94,8 +94,8 @@ def _unpack(archive, checksum):
             with tarfile.open(fileobj=file) as tar:
                 for member in tar:
                     name = Path(member.name).name
-                    if name in wanted and member.isfile() and member.size <= LARGEST:
-                        files[name] = tar.extractfile(member).read()
+                    if name in wanted and member.isfile() and member.size <= LARGEST and (part := tar.extractfile(member)):
+                        files[name] = part.read()
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:  # gzip and zlib raise the last three
             raise ValueError(f"{archive} is not a whole tar archive ({error}); download {' or '.join(ARCHIVES)} from {PAGE}"
                              ) from error

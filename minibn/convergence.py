@@ -11,6 +11,8 @@ directions so flat that they are never done with, so the rate shows.
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import ArrayLike
 
 
 class Convergence(NamedTuple):
@@ -23,7 +25,7 @@ class Convergence(NamedTuple):
     slopes: np.ndarray  # (R,) of log smallest_gradient over log steps in the last decade; the theorem: at most -1/2
 
 
-def fixed_rate(rates, steps=100_000, *, dim=30, decades=4, rng):
+def fixed_rate(rates: ArrayLike, steps: int = 100_000, *, dim: int = 30, decades: float = 4, rng: Generator) -> Convergence:
     """Gradient descent `w <- w - η ∇L(w)` for all learning rates at once, from one start with |w| = 1.
 
     Args:

@@ -1,12 +1,15 @@
 """Images and batches: the digits that come with the package, CIFAR-10 from your disk, synthetic ones for tests."""
 
+from collections.abc import Callable, Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from minibn import cifar10 as cifar10_files
-from minibn.backend import array_namespace, device, move
+from minibn.backend import Array, array_namespace, device, move
 
 TRAIN_IMAGES, TEST_IMAGES = 1437, 360  # of the digits
 
@@ -20,7 +23,7 @@ class Split(NamedTuple):
     y_test: np.ndarray
 
 
-def digits(dtype="float32"):
+def digits(dtype: str = "float32") -> Split:
     """The 1,797 handwritten 8 x 8 digits of the UCI repository (Alpaydin & Kaynak, 1998; CC BY 4.0).
 
     A fixed random 360 of them are the test set. Pixels are brought to mean 0 and standard deviation 1 with two numbers
@@ -38,7 +41,7 @@ def digits(dtype="float32"):
     return Split(x[train], labels[train], x[test], labels[test])
 
 
-def cifar10(path, dtype="float32", *, checksum=True):
+def cifar10(path: str | Path, dtype: str = "float32", *, checksum: bool = True) -> Split:
     """CIFAR-10 (Krizhevsky, 2009): 60,000 colour photographs of 32 x 32 pixels in 10 classes, from a file on your disk.
 
     Each channel is brought to mean 0 and standard deviation 1 with numbers taken from the training images. In float32 this
@@ -69,7 +72,8 @@ def cifar10(path, dtype="float32", *, checksum=True):
     return Split(normalise(train), y_train, normalise(test), y_test)
 
 
-def synthetic(count, *, size=8, channels=1, num_classes=10, noise=0.5, rng, dtype="float32"):
+def synthetic(count: int, *, size: int = 8, channels: int = 1, num_classes: int = 10, noise: float = 0.5, rng: Generator,
+              dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
     """Images that are a random pattern of their class plus Gaussian noise.
 
     Args:
@@ -91,7 +95,7 @@ def synthetic(count, *, size=8, channels=1, num_classes=10, noise=0.5, rng, dtyp
     return x.astype(dtype), y
 
 
-def crop_flip(x, *, rng, padding=4):
+def crop_flip(x: Array, *, rng: Generator, padding: int = 4) -> Array:
     """Each image moved at random by up to `padding` pixels, with zeros at the border, and mirrored with probability 1/2.
 
     The usual augmentation of CIFAR-10 (He et al., 2016a, section 4.2): a crop of the padded image, left and right exchanged
@@ -116,7 +120,8 @@ def crop_flip(x, *, rng, padding=4):
     return xp.reshape(_take(xp.reshape(padded, (-1, channels)), pixels.reshape(-1)), x.shape)
 
 
-def batches(x, y, batch_size, *, rng, drop_last=True, augment=None):
+def batches(x: Array, y: Array, batch_size: int, *, rng: Generator, drop_last: bool = True,
+            augment: Callable[..., Array] | None = None) -> Iterator[tuple[Array, Array]]:
     """One epoch of `(x, y)` in an order shuffled by `rng`.
 
     Args:
@@ -152,7 +157,7 @@ def _take(x, indices):
     return array_namespace(x).take(x, move(indices, x), axis=0)
 
 
-def check_examples(x, y):
+def check_examples(x: Array, y: Array) -> None:
     """Raise ValueError unless x and y hold the same number, above 0, of examples."""
     if x.shape[0] == 0 or x.shape[0] != y.shape[0]:
         raise ValueError(f"x and y must hold the same number of examples, above 0; got {x.shape[0]} and {y.shape[0]}")

@@ -19,20 +19,23 @@ Every module says what it does to a `Degree` in one method, `degree(x)`, made of
 The paper's appendix C carries a number in this way; here the exponents are unknowns, so all rescalings are found at once.
 """
 
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import TypeAlias
+
+Form: TypeAlias = dict[str, Fraction]  # a linear form in the exponents: {parameter name: coefficient}
 
 
 @dataclass(frozen=True)
 class Equation:
     """`Σ form[p] a_p = 0` between the exponents of the named parameters, and why: a clause about module `place`."""
 
-    form: dict
+    form: Form
     place: str
     reason: str
 
-    def holds(self, exponents):
+    def holds(self, exponents: Mapping[str, int | Fraction]) -> bool:
         """Whether {name: exponent} (0 where missing) satisfies it; exact for integers and Fractions."""
         return sum(c * exponents.get(name, 0) for name, c in self.form.items()) == 0
 
@@ -41,19 +44,19 @@ class Equation:
 class Walk:
     """What is collected on the way through a network: the equations, and which normalisation removes whose scale."""
 
-    parameters: dict  # id of Parameter -> dotted name
-    modules: dict  # id of Module -> dotted name
-    equations: list = field(default_factory=list)
-    removed: dict = field(default_factory=dict)  # parameter name -> {normalisation name: None}, in order
+    parameters: dict[int, str]  # id of Parameter -> dotted name
+    modules: dict[int, str]  # id of Module -> dotted name
+    equations: list[Equation] = field(default_factory=list)
+    removed: dict[str, dict[str, None]] = field(default_factory=dict)  # parameter name -> {normalisation name: None}, in order
 
-    def require(self, one, other, place, reason):
+    def require(self, one: Form, other: Form, place: object, reason: str) -> None:
         """Add the equation `one = other` between two linear forms, unless it is 0 = 0."""
         form = {name: c for name, c in subtract(one, other).items() if c}
         if form:
             self.equations.append(Equation(form, self.modules.get(id(place), "the output"), reason))
 
 
-def subtract(one, other):
+def subtract(one: Form, other: Form) -> Form:
     """The linear form `one - other`."""
     return {name: one.get(name, Fraction(0)) - other.get(name, Fraction(0)) for name in (*one, *other)}
 
@@ -63,10 +66,10 @@ class Degree:
     """Degree of an activation: `form` {parameter name: coefficient} of its scaling part, and the forms of its `shifts`."""
 
     walk: Walk
-    form: Counter = field(default_factory=dict)
-    shifts: tuple = ()  # (bias name, form)
+    form: Form = field(default_factory=dict)
+    shifts: tuple[tuple[str, Form], ...] = ()  # (bias name, form)
 
-    def times(self, parameter):
+    def times(self, parameter: object) -> "Degree":
         """The activation multiplied by `parameter` (None: not)."""
         if parameter is None:
             return self
@@ -77,25 +80,25 @@ class Degree:
 
         return replace(self, form=higher(self.form), shifts=tuple((bias, higher(form)) for bias, form in self.shifts))
 
-    def plus(self, bias):
+    def plus(self, bias: object) -> "Degree":
         """The activation with `bias` (None: not), one number a channel, added."""
         if bias is None:
             return self
         name = self.walk.parameters[id(bias)]
         return replace(self, shifts=(*self.shifts, (name, {name: Fraction(1)})))
 
-    def settled(self, place):
+    def settled(self, place: object) -> "Degree":
         """Where module `place` would mix biases with the rest: from here on they must scale alike."""
         for bias, form in self.shifts:
             self.walk.require(form, self.form, place, f"{bias} is added before {self._name(place)}")
         return replace(self, shifts=())
 
-    def joined(self, other, place):
+    def joined(self, other: "Degree", place: object) -> "Degree":
         """The sum of two activations, taken by module `place`: they must scale alike."""
         self.walk.require(self.form, other.form, place, f"{self._name(place)} adds two branches")
         return replace(self, shifts=self.shifts + other.shifts)
 
-    def normalised(self, place, *, mean):
+    def normalised(self, place: object, *, mean: bool) -> "Degree":
         """The activation divided by its spread: degree 0. `mean`: a channel's mean is subtracted, and its biases with it."""
         x = self if mean else self.settled(place)
         for name in [name for form in (x.form, *(form for _, form in x.shifts)) for name in form]:

@@ -2,21 +2,28 @@
 
 import itertools
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache, partial
 from numbers import Real
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from minibn import backend, data, equivalence, models, nn, schedules
+from minibn.data import Split
 from minibn.history import History
 from minibn.invariance import symmetries
-from minibn.optim import SGD
+from minibn.optim import SGD, Schedule, Step
 from minibn.training import evaluate, fit, predict, update_bn
 
+NORMS: dict[str, models.Norm]
 NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm, "group": partial(nn.GroupNorm, 4)}
+MODELS: dict[str, Callable[..., nn.Sequential]]
 MODELS = {"mlp": models.mlp, "vgg": models.vgg, "resnet": models.resnet, "preresnet": models.preresnet}
 # name: (the schedule with weight decay, and its form in the paper without weight decay, or None)
+SCHEDULES: dict[str, tuple[str, Callable[..., Iterator[Step]] | None]]
 SCHEDULES = {"constant": ("constant", None), "step": ("step", None), "cosine": ("cosine", None),
              "exponential": ("constant", equivalence.texp_plus_plus), "texp": ("step", equivalence.texp),
              "texp++": ("step", equivalence.texp_plus_plus), "texp--": ("step", equivalence.texp_minus_minus),
@@ -56,7 +63,7 @@ class Experiment:
     fixed: bool = _flag(False, "leave all but the scale-invariant weights as they start, as the paper does")
     schedule: str = _flag("step", "of the scale-invariant weights; those after cosine have no weight decay", SCHEDULES)
     convert: bool = _flag(False, "remove the weight decay from constant, step or cosine, exactly")
-    milestones: tuple | None = _flag(None, "epochs at which lr drops; 1/2 and 3/4 of training if not given")
+    milestones: tuple[float, ...] | None = _flag(None, "epochs at which lr drops; 1/2 and 3/4 of training if not given")
     factor: float = _flag(0.1, "by which lr drops")
     warmup: float = _flag(0.0, "epochs of linear warm-up")
     nesterov: bool = _flag(False, "Nesterov's momentum in place of heavy-ball")
@@ -69,14 +76,14 @@ class Experiment:
     dtype: str = _flag("float32", "of all numbers", ["float32", "float64"])
     backend: str = _flag("numpy", "array library; cupy and torch run on a GPU, torch without one on the CPU", backend.LIBRARIES)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if choices and value not in choices:
                 raise ValueError(f"{f.name} must be one of {list(choices)}, got {value!r}")
         for name, low in {"depth": 1, "width": 1, "epochs": 1, "batch": 2, "seed": 0, "warmup": 0, "factor": 0, "eps": 0}.items():
             value = getattr(self, name)
-            if not (isinstance(value, Real) and math.isfinite(value) and value >= low):
+            if not (isinstance(value, Real) and low <= float(value) < math.inf):
                 raise ValueError(f"{name} must be a number of at least {low}, got {value!r}")
         schedules.constant(self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         if (self.data == "cifar10") != (self.path is not None):
@@ -90,22 +97,23 @@ class Experiment:
                 raise ValueError(f"milestones must be increasing epochs above 0, got {list(self.milestones)}")
 
     @cached_property
-    def split(self):
+    def split(self) -> Split:
         """`data.Split`: the images, read once in a process."""
         return _split(self.data, self.path, self.checksum, self.dtype)
 
     @property
-    def steps_per_epoch(self):
+    def steps_per_epoch(self) -> int:
         return len(self.split.y_train) // self.batch
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """Updates in all."""
         return self.epochs * self.steps_per_epoch
 
-    def network(self):
+    def network(self) -> nn.Module:
         """The `nn.Module`, its weights drawn with `seed`."""
         channels = self.split.x_train.shape[-1]
+        options: dict[str, Any]
         options = {"norm": NORMS[self.norm], "eps": self.eps, "affine": self.affine, "dtype": self.dtype,
                    "rng": np.random.default_rng(self.seed)}
         if self.model in ("resnet", "preresnet"):
@@ -114,7 +122,7 @@ class Experiment:
             return models.mlp(in_features=math.prod(self.split.x_train.shape[1:]), **options)
         return MODELS[self.model](in_channels=channels, **options)
 
-    def usual(self):
+    def usual(self) -> Iterator[Step]:
         """The schedule with weight decay, a stream of `Step`."""
         numbers = {"momentum": self.momentum, "weight_decay": self.weight_decay}
         stream = {"constant": lambda: schedules.constant(self.lr, **numbers),
@@ -123,27 +131,27 @@ class Experiment:
         stream = schedules.warmup(round(self.warmup * self.steps_per_epoch), stream)
         return schedules.nesterov(stream) if self.nesterov else stream
 
-    def phases(self):
+    def phases(self) -> list[tuple[float, float]]:
         """The usual schedule as phases, a list of (steps, lr), the last one endless: what `equivalence.texp` takes."""
         drops = [] if SCHEDULES[self.schedule][0] == "constant" else self._drops()
         lengths = [b - a for a, b in itertools.pairwise([0, *drops])]
         return [(length, self.lr * self.factor**i) for i, length in enumerate([*lengths, math.inf])]
 
-    def invariant(self):
+    def invariant(self) -> Iterator[Step]:
         """The schedule of the scale-invariant weights: the usual one, or without weight decay."""
         form = SCHEDULES[self.schedule][1]
         if form:
             return form(self.phases(), momentum=self.momentum, weight_decay=self.weight_decay)
         return equivalence.remove_weight_decay(self.usual()) if self.convert else self.usual()
 
-    def optimizers(self, model, schedule=None):
+    def optimizers(self, model: nn.Module, schedule: Schedule | None = None) -> dict[str, SGD]:
         """{"invariant": SGD, "rest": SGD} for `training.fit`; `schedule` in place of `invariant()`.
 
         Raises:
             ValueError: the weights are not scale-invariant together, but lose their weight decay.
         """
-        groups = {"invariant": [], "rest": []}
-        names = []
+        groups: dict[str, list[nn.Parameter]] = {"invariant": [], "rest": []}
+        names: list[str] = []
         for name, parameter in model.named_parameters():
             inner = parameter.data.ndim > 1 and name != "head.weight"
             groups["invariant" if inner else "rest"].append(parameter)
@@ -175,7 +183,8 @@ class Run:
     test_accuracy: float
 
 
-def run(experiment, schedule=None, *, checkpoint=None, every=500, threads=None, progress=True, description="train"):
+def run(experiment: Experiment, schedule: Schedule | None = None, *, checkpoint: str | Path | None = None, every: int = 500,
+        threads: int | None = None, progress: bool = True, description: str = "train") -> Run:
     """Train, with the test loss and accuracy at the end of each epoch in the History, and evaluate -> `Run`.
 
     BatchNorm's running statistics are taken anew before the last evaluation (`training.update_bn`): they lag behind weights

@@ -7,27 +7,28 @@ both. By the theorem (paper, Theorem 2.12) both runs have the same loss at every
 measured is by how much floating-point rounding keeps them apart.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from minibn import plots
 from minibn.equivalence import frame_after, remove_weight_decay
-from minibn.experiment import Experiment
+from minibn.experiment import Experiment, Run
 from minibn.experiment import run as train
 
 TOLERANCE = {"float64": 1e-9, "float32": 0.5}  # largest gap between the losses; rounding grows as training goes on
 USUAL, EXPONENTIAL = "weight decay, usual schedule", "no weight decay, growing lr"
 
 
-def settings(*, depth=8, epochs=24, batch=48, lr=0.1, momentum=0.9, weight_decay=1e-2, seed=0, dtype="float64",
-             backend="numpy"):
+def settings(*, depth: int = 8, epochs: int = 24, batch: int = 48, lr: float = 0.1, momentum: float = 0.9,
+             weight_decay: float = 1e-2, seed: int = 0, dtype: str = "float64", backend: str = "numpy") -> Experiment:
     """The `Experiment`: warm-up over the first seventh of training, lr / 10 after 3/4 of it and again after 11/12."""
     return Experiment(depth=depth, epochs=epochs, batch=batch, lr=lr, momentum=momentum, weight_decay=weight_decay, seed=seed,
                       dtype=dtype, backend=backend, warmup=epochs / 7, milestones=(epochs * 3 / 4, epochs * 11 / 12))
 
 
-def run(experiment, folder, progress=True):
+def run(experiment: Experiment, folder: str | Path, progress: bool = True) -> bool:
     """Train both, write `headline.png` and a CSV of each History into `folder`, print the table.
 
     Returns:
@@ -53,7 +54,7 @@ def run(experiment, folder, progress=True):
     return bool(gap <= TOLERANCE[experiment.dtype])
 
 
-def table(experiment, runs, gap):
+def table(experiment: Experiment, runs: Mapping[str, Run], gap: float) -> str:
     """What the two runs have in common and what not, as text."""
     lines = [f"{'conv weights':30}" + "".join(f"{name:>32}" for name in runs)]
 

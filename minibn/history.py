@@ -1,6 +1,8 @@
 """History: one row of measured numbers for each step."""
 
 import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -21,24 +23,24 @@ class History:
         (array([2.5]), 1)
     """
 
-    def __init__(self, columns=None):
+    def __init__(self, columns: Mapping[str, Iterable[float]] | None = None) -> None:
         self.columns = {name: list(values) for name, values in (columns or {}).items()}
 
-    def append(self, row):
+    def append(self, row: Mapping[str, float]) -> None:
         """Add a row {column: number}; every row must have the columns of the first."""
         if self.columns and row.keys() != self.columns.keys():
             raise ValueError(f"a row must have the columns {list(self.columns)}, got {list(row)}")
         for name, value in row.items():
             self.columns.setdefault(name, []).append(value)
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> np.ndarray:
         """A column as an array."""
         return np.asarray(self.columns[name])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
 
-    def write_csv(self, path):
+    def write_csv(self, path: str | Path) -> None:
         """Write the header and a line for each row; floats with all their digits, so reading gives the same bits.
 
         pandas reads it as it is: `pandas.read_csv(path)`; the steps come as integers, all else as floats.
@@ -49,7 +51,7 @@ class History:
             writer.writerows(zip(*self.columns.values(), strict=True))
 
     @classmethod
-    def read_csv(cls, path):
+    def read_csv(cls, path: str | Path) -> "History":
         """The History that `write_csv` wrote.
 
         Raises:

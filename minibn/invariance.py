@@ -5,18 +5,19 @@ training mode, where BatchNorm uses the batch's statistics, and for eps = 0.
 """
 
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minibn import nn
-from minibn.backend import to_numpy
-from minibn.degree import Degree, Walk
+from minibn.backend import Array, to_numpy
+from minibn.degree import Degree, Equation, Form, Walk, subtract
 
 
-def symmetries(model):
+def symmetries(model: nn.Module) -> "Symmetries":
     """All rescalings `p -> c**a_p p`, c > 0, of parameters that leave the model's output unchanged -> `Symmetries`.
 
     Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all. What is found is exact. What
@@ -43,7 +44,7 @@ def symmetries(model):
     walk = Walk(names, modules)
     output = model.degree(Degree(walk)).settled(None)
     walk.require(output.form, {}, None, "the output must stay as it is")
-    eps = {name: module.eps for name, module in model.named_modules() if getattr(module, "eps", 0)}
+    eps = {name: value for name, module in model.named_modules() if (value := getattr(module, "eps", 0))}
     return Symmetries({name: p.data.ndim for name, p in model.named_parameters()}, walk, eps)
 
 
@@ -69,11 +70,11 @@ class Symmetries:
         'linear1.weight may be scaled alone: norm1 takes it out again'
     """
 
-    def __init__(self, dimensions, walk, eps):
+    def __init__(self, dimensions: dict[str, int], walk: Walk, eps: dict[str, float]) -> None:
         self.names, self.equations, self.eps = list(dimensions), walk.equations, eps
         self._dimensions, self._removed = dimensions, walk.removed
 
-    def is_scale_invariant(self, names):
+    def is_scale_invariant(self, names: Iterable[str]) -> bool:
         """Whether multiplying all parameters in `names` by the same c > 0 leaves the network as it is; exact.
 
         Raises:
@@ -82,8 +83,9 @@ class Symmetries:
         return not self._broken(names)
 
     @cached_property
-    def groups(self):
-        groups, taken = [], set()
+    def groups(self) -> list[tuple[str, ...]]:
+        groups: list[tuple[str, ...]] = []
+        taken: set[str] = set()
         for name in sorted(self.names, key=self._is_vector):  # convs and linear maps first
             if name not in taken and (group := self._finest(name, taken)):
                 groups.append(tuple(n for n in self.names if n in group))
@@ -91,10 +93,10 @@ class Symmetries:
         return sorted(groups, key=lambda group: self.names.index(group[0]))
 
     @cached_property
-    def basis(self):
+    def basis(self) -> list[dict[str, int]]:
         return null_space([e.form for e in self.equations], self.names)
 
-    def explain(self, name):
+    def explain(self, name: str) -> str:
         """A sentence that says what `name` may be scaled with, and why, or why it may not."""
         self._check([name])
         group = next((g for g in self.groups if name in g), None)
@@ -193,7 +195,7 @@ class Symmetries:
     @cached_property
     def _touching(self):
         """{name: the equations it is in}."""
-        touching = {}
+        touching: dict[str, list[Equation]] = {}
         for equation in self.equations:
             for name in equation.form:
                 touching.setdefault(name, []).append(equation)
@@ -208,9 +210,9 @@ def _list(items):
     return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
 
 
-def null_space(rows, names):
+def null_space(rows: Iterable[Form], names: Sequence[str]) -> list[dict[str, int]]:
     """Basis of the solutions of Σ row[n] a_n = 0, as {name: integer} without zeros; Gauss-Jordan elimination in Fractions."""
-    pivots = {}  # name -> reduced row that has 1 there, and 0 at every other pivot
+    pivots: dict[str, Form] = {}  # name -> reduced row that has 1 there, and 0 at every other pivot
     for row in rows:
         row = dict(row)
         for name in [n for n in row if n in pivots]:
@@ -224,7 +226,7 @@ def null_space(rows, names):
         row = {n: c / row[pivot] for n, c in row.items()}
         for name, other in pivots.items():
             if factor := other.get(pivot, 0):
-                merged = {n: other.get(n, 0) - factor * row.get(n, 0) for n in (*other, *row)}
+                merged = subtract(other, {n: factor * c for n, c in row.items()})
                 pivots[name] = {n: c for n, c in merged.items() if c}
         pivots[pivot] = row
     basis = []
@@ -242,12 +244,13 @@ class Probe(NamedTuple):
     inner_product: float  # <∇L, θ> / (|∇L| |θ|)
     gradient_gap: float  # |c ∇L(cθ) - ∇L(θ)| / |∇L(θ)|
 
-    def is_scale_invariant(self, tolerance=1e-6):
+    def is_scale_invariant(self, tolerance: float = 1e-6) -> bool:
         """Whether none is above `tolerance`."""
         return max(self) <= tolerance
 
 
-def probe(f, parameters, names=None, *, scales=(0.3, 1.7, 12.0)):
+def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarray],
+          names: Iterable[str] | dict[str, float] | None = None, *, scales: Iterable[float] = (0.3, 1.7, 12.0)) -> Probe:
     """Measure the lemma of scale invariance on any function: f(cθ) = f(θ), <∇L, θ> = 0, ∇L(cθ) = ∇L(θ) / c.
 
     Args:
@@ -270,7 +273,7 @@ def probe(f, parameters, names=None, *, scales=(0.3, 1.7, 12.0)):
         >>> probe(lambda p: p["a"] / np.linalg.norm(p["a"]) + p["b"], w).is_scale_invariant()
         False
     """
-    exponents = dict.fromkeys(parameters if names is None else names, 1)
+    exponents: dict[str, Any] = dict.fromkeys(parameters if names is None else names, 1)
     if isinstance(names, dict):
         exponents = names
     unknown = sorted(set(exponents) - set(parameters))
@@ -300,7 +303,8 @@ def _norm(arrays):
     return math.sqrt(sum(float(np.sum(np.square(a))) for a in arrays))
 
 
-def loss_function(model, x, y, loss=None):
+def loss_function(model: nn.Module, x: Array, y: Array,
+                  loss: nn.Loss | None = None) -> Callable[[Mapping[str, Array]], tuple[np.ndarray, dict[str, np.ndarray]]]:
     """The model as a function for `probe`: {name: array} -> (logits, gradients of the loss), in training mode.
 
     Args:

@@ -7,16 +7,24 @@ follows each on its way to the logits; the last layer, `head`, has one. Only `he
 networks from being scale-invariant in all their weights together.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+from numpy.random import Generator
+
 from minibn import nn
 
+Norm: TypeAlias = Callable[..., nn.Module]  # a normalisation class, or a partial of one
 
-def mlp(hidden=(128, 128), *, num_classes=10, in_features=64, norm=nn.BatchNorm, eps=1e-5, affine=True, rng,
-        dtype="float32"):
+
+def mlp(hidden: Sequence[int] = (128, 128), *, num_classes: int = 10, in_features: int = 64, norm: Norm = nn.BatchNorm,
+        eps: float = 1e-5, affine: bool = True, rng: Generator, dtype: str = "float32") -> nn.Sequential:
     """Multi-layer perceptron: flatten, then linear-norm-ReLU for each of the `hidden` widths, then the head.
 
     Input (N, …) with `in_features` numbers an example, output logits (N, num_classes).
     """
-    layers, width = {"flatten": nn.Flatten()}, in_features
+    layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+    width = in_features
     for i, wider in enumerate(hidden, 1):
         layers[f"linear{i}"] = nn.Linear(width, wider, bias=False, rng=rng, dtype=dtype)
         layers[f"norm{i}"] = norm(wider, eps=eps, affine=affine, dtype=dtype)
@@ -25,14 +33,16 @@ def mlp(hidden=(128, 128), *, num_classes=10, in_features=64, norm=nn.BatchNorm,
     return nn.Sequential(**layers, head=nn.Linear(width, num_classes, rng=rng, dtype=dtype))
 
 
-def vgg(layers=(16, "M", 32, "M", 64, 64), *, num_classes=10, in_channels=3, norm=nn.BatchNorm, eps=1e-5, affine=True,
-        rng, dtype="float32"):
+def vgg(layers: Sequence[int | Literal["M"]] = (16, "M", 32, "M", 64, 64), *, num_classes: int = 10, in_channels: int = 3,
+        norm: Norm = nn.BatchNorm, eps: float = 1e-5, affine: bool = True, rng: Generator,
+        dtype: str = "float32") -> nn.Sequential:
     """A small VGG with normalisation (Simonyan & Zisserman, 2015): 3x3 conv-norm-ReLU for each number in `layers`, a
     2x2 max-pooling for each "M", then global average pooling and the head.
 
     Input (N, H, W, in_channels), output logits (N, num_classes).
     """
-    modules, channels = {}, in_channels
+    modules: dict[str, nn.Module] = {}
+    channels = in_channels
     for i, width in enumerate(layers, 1):
         if width == "M":
             modules[f"pool{i}"] = nn.MaxPool2d(2)
@@ -44,8 +54,8 @@ def vgg(layers=(16, "M", 32, "M", 64, 64), *, num_classes=10, in_channels=3, nor
     return nn.Sequential(**modules, pool=nn.GlobalAvgPool(), head=nn.Linear(channels, num_classes, rng=rng, dtype=dtype))
 
 
-def resnet(depth=32, *, num_classes=10, in_channels=3, width=16, norm=nn.BatchNorm, eps=1e-5, affine=True, rng,
-           dtype="float32"):
+def resnet(depth: int = 32, *, num_classes: int = 10, in_channels: int = 3, width: int = 16, norm: Norm = nn.BatchNorm,
+           eps: float = 1e-5, affine: bool = True, rng: Generator, dtype: str = "float32") -> nn.Sequential:
     """Post-activation ResNet for small images (He et al., 2016a, section 4.2): `relu(x + norm conv relu norm conv x)`.
 
     Three stages of n = (depth - 2) / 6 blocks, of `width`, `2 width` and `4 width` channels; each but the first halves
@@ -68,8 +78,8 @@ def resnet(depth=32, *, num_classes=10, in_channels=3, width=16, norm=nn.BatchNo
         pool=nn.GlobalAvgPool(), head=nn.Linear(4 * width, num_classes, rng=rng, dtype=dtype))
 
 
-def preresnet(depth=32, *, num_classes=10, in_channels=3, width=16, norm=nn.BatchNorm, eps=1e-5, affine=True, rng,
-              dtype="float32"):
+def preresnet(depth: int = 32, *, num_classes: int = 10, in_channels: int = 3, width: int = 16, norm: Norm = nn.BatchNorm,
+              eps: float = 1e-5, affine: bool = True, rng: Generator, dtype: str = "float32") -> nn.Sequential:
     """Pre-activation ResNet for small images (He et al., 2016b), the paper's PreResNet-32 at depth=32:
     `x + conv relu norm conv relu norm x`, with a norm and ReLU after the last block.
 

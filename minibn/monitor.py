@@ -13,12 +13,14 @@ What is measured of weights is a 0-d float64 array where the weights are (of Num
 """
 
 import math
+from collections.abc import Sequence
 
 from minibn import backend
-from minibn.backend import array_namespace
+from minibn.backend import Array, array_namespace
+from minibn.optim import Step
 
 
-def effective_lr(step, weights):
+def effective_lr(step: Step, weights: Sequence[Array]) -> Array:
     """`η / |w|²`: the learning rate with which w/|w| moves (van Laarhoven, 2017; Hoffer et al., 2018).
 
     Momentum multiplies the total effect of a gradient by 1/(1-γ): divide by 1-γ to compare runs of different momentum.
@@ -36,7 +38,7 @@ def effective_lr(step, weights):
     return xp.where(square == 0, xp.full_like(square, math.inf), step.lr / safe)[()]
 
 
-def angular_update(before, after):
+def angular_update(before: Sequence[Array], after: Sequence[Array]) -> Array:
     """Angle in radians between two lists of arrays, as one vector each: by how much a step turned the weights.
 
         2 atan2(|u - v|, |u + v|),   u, v the unit vectors
@@ -55,7 +57,7 @@ def angular_update(before, after):
     return xp.where(zero, xp.zeros_like(angle), angle)[()]
 
 
-def predicted_angular_update(lr, momentum, weight_decay):
+def predicted_angular_update(lr: float, momentum: float, weight_decay: float) -> float:
     """`sqrt(2ηλ / (1+γ))` radians a step in equilibrium (Wan et al., 2021).
 
     Example:
@@ -66,7 +68,7 @@ def predicted_angular_update(lr, momentum, weight_decay):
     return math.sqrt(2 * lr * weight_decay / (1 + momentum))
 
 
-def predicted_angle_of(step):
+def predicted_angle_of(step: Step) -> float:
     """`predicted_angular_update` for a heavy-ball `Step` with weight decay; NaN for any other, which has no such equilibrium.
 
     Example:
@@ -79,7 +81,7 @@ def predicted_angle_of(step):
     return predicted_angular_update(step.lr, step.momentum, step.weight_decay)
 
 
-def predicted_norm(lr, momentum, weight_decay, gradient_square):
+def predicted_norm(lr: float, momentum: float, weight_decay: float, gradient_square: float) -> float:
     """`|w| = (ηG / (2λ(1-γ)))^(1/4)` in equilibrium; G = `gradient_square` = mean of |∇L|² |w|², the same at every |w|.
 
     Raises:
@@ -95,7 +97,7 @@ def predicted_norm(lr, momentum, weight_decay, gradient_square):
     return (lr * gradient_square / (2 * weight_decay * (1 - momentum))) ** 0.25
 
 
-def time_to_equilibrium(lr, momentum, weight_decay):
+def time_to_equilibrium(lr: float, momentum: float, weight_decay: float) -> float:
     """`(1-γ) / (4ηλ)` steps, in which the distance of |w|⁴ from its equilibrium falls by a factor e; infinite if ηλ = 0.
 
     Example:

@@ -4,12 +4,17 @@ A *schedule* is any iterable of `Step`: a generator, a list, an `itertools.islic
 training is, and a conversion (`minibn.equivalence`) is a generator that reads one schedule and yields another.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import islice
 from math import frexp, inf
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from minibn import backend
 from minibn.backend import array_namespace
+
+if TYPE_CHECKING:
+    from minibn.nn import Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Step:
     lookahead: float = 0.0
     shrink: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         total = self.lr + self.momentum + self.weight_decay + self.kick + self.rescale + self.lookahead + self.shrink
         if type(total) is not float:  # NumPy's numbers would bring schedules, and weights, to their own precision
             for field in fields(self):
@@ -58,6 +63,9 @@ class Step:
         if not good:
             raise ValueError("a Step needs finite lr, momentum and weight_decay of at least 0, a finite kick, rescale a "
                              f"power of two, lookahead above -1 and 0 <= shrink < 1; got {self}")
+
+
+Schedule: TypeAlias = Iterable[Step]
 
 
 class SGD:
@@ -80,16 +88,16 @@ class SGD:
         ValueError: no parameters.
     """
 
-    def __init__(self, parameters, schedule):
+    def __init__(self, parameters: Iterable["Parameter"], schedule: Schedule) -> None:
         self.parameters = list(parameters)
         if not self.parameters:
             raise ValueError("SGD needs at least one parameter")
         self.velocity = [array_namespace(p.data).zeros_like(p.data) for p in self.parameters]
         self.schedule = iter(schedule)
         self.steps = 0
-        self.last = None  # the Step of the latest update
+        self.last: Step | None = None  # the Step of the latest update
 
-    def step(self):
+    def step(self) -> Step:
         """Update every parameter with the schedule's next `Step`, and return that.
 
         Raises:
@@ -113,16 +121,16 @@ class SGD:
         self.last = s
         return s
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Set the gradient of every parameter to zero."""
         for parameter in self.parameters:
             parameter.zero_grad()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """{"steps": number of updates so far, "velocity": list of copies of the velocities}."""
         return {"steps": self.steps, "velocity": [backend.asarray(v, v) for v in self.velocity]}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`; the schedule, which must be fresh, is read up to the same step.
 
         Raises:

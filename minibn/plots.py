@@ -1,9 +1,14 @@
 """History -> figure. Matplotlib is imported here only."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 
+from minibn.history import History
 
-def compare(runs, group, path, title=None):
+
+def compare(runs: Mapping[str, History], group: str, path: str | Path, title: str | None = None) -> None:
     """Draw runs of one network on top of each other: loss, learning rate, weight norm and effective learning rate.
 
     Args:
@@ -34,7 +39,7 @@ def compare(runs, group, path, title=None):
     figure.savefig(path, dpi=110)
 
 
-def smooth(y, width):
+def smooth(y: np.ndarray, width: int) -> np.ndarray:
     """Mean of each number and up to `width - 1` before it: same length as `y`."""
     total = np.concatenate([[0.0], np.cumsum(y)])
     end = np.arange(1, len(y) + 1)

@@ -8,15 +8,17 @@ A schedule is read once: make one for each SGD.
 import csv
 import math
 from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import count, islice, repeat
 from numbers import Integral
+from typing import Any, TextIO
 
 from minibn.backend import array_namespace, device
-from minibn.optim import Step
+from minibn.optim import Schedule, Step
 
 
-def constant(lr, *, momentum=0.0, weight_decay=0.0):
+def constant(lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> Iterator[Step]:
     """`lr_t = lr`.
 
     Example:
@@ -26,7 +28,8 @@ def constant(lr, *, momentum=0.0, weight_decay=0.0):
     return repeat(_step(lr, momentum, weight_decay))
 
 
-def step_decay(lr, milestones, factor=0.1, *, momentum=0.0, weight_decay=0.0):
+def step_decay(lr: float, milestones: Iterable[int], factor: float = 0.1, *, momentum: float = 0.0,
+               weight_decay: float = 0.0) -> Iterator[Step]:
     """`lr_t = lr * factor**(number of milestones <= t)`.
 
     Args:
@@ -50,7 +53,8 @@ def step_decay(lr, milestones, factor=0.1, *, momentum=0.0, weight_decay=0.0):
     return (Step(lr * factor ** bisect_right(milestones, t), momentum, weight_decay) for t in count())
 
 
-def cosine(lr, steps, final=0.0, *, momentum=0.0, weight_decay=0.0):
+def cosine(lr: float, steps: int, final: float = 0.0, *, momentum: float = 0.0,
+           weight_decay: float = 0.0) -> Iterator[Step]:
     """`lr_t = final + (lr - final) (1 + cos(π t / steps)) / 2` up to t = steps, then `final` (Loshchilov & Hutter, 2017).
 
     Raises:
@@ -68,7 +72,7 @@ def cosine(lr, steps, final=0.0, *, momentum=0.0, weight_decay=0.0):
             for t in count())
 
 
-def exponential(lr, growth, *, momentum=0.0, weight_decay=0.0):
+def exponential(lr: float, growth: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> Iterator[Step]:
     """`lr_t = lr * growth**t`. The paper's schedule has growth > 1.
 
     Raises:
@@ -93,7 +97,7 @@ def exponential(lr, growth, *, momentum=0.0, weight_decay=0.0):
     return (Step(lr_at(t), momentum, weight_decay) for t in count())
 
 
-def warmup(steps, schedule):
+def warmup(steps: int, schedule: Schedule) -> Iterator[Step]:
     """`lr_t * (t + 1) / (steps + 1)` for t < steps, then `schedule` as it is (Goyal et al., 2017).
 
     Only lr is changed; the schedule's own clock runs from the first warm-up step.
@@ -111,7 +115,7 @@ def warmup(steps, schedule):
     return (replace(s, lr=s.lr * (t + 1) / (steps + 1)) if t < steps else s for t, s in enumerate(schedule))
 
 
-def nesterov(schedule):
+def nesterov(schedule: Schedule) -> Iterator[Step]:
     """`schedule` with Nesterov's momentum in place of heavy-ball: PyTorch's `SGD(nesterov=True)`.
 
     With lr η, momentum γ and force f = g + λ w, PyTorch's update is
@@ -136,7 +140,7 @@ def nesterov(schedule):
         yield replace(s, lr=s.lr * s.momentum, lookahead=1 / s.momentum) if s.momentum else s
 
 
-def decoupled(schedule):
+def decoupled(schedule: Schedule) -> Iterator[Step]:
     """`schedule` with its weight decay decoupled from the gradient: SGDW (Loshchilov & Hutter, 2019).
 
         v <- γ v + g        w <- (1 - η λ) w - η v
@@ -160,7 +164,7 @@ def decoupled(schedule):
         yield replace(s, weight_decay=0.0, shrink=s.lr * s.weight_decay)
 
 
-def lr_function(schedule, steps):
+def lr_function(schedule: Schedule, steps: int) -> Callable[[Any], Any]:
     """`f(t) = lr_t`: the learning rate as a plain function of the step, as other libraries take it.
 
     optax takes it as a schedule, under `jit` too; Keras in a `LearningRateSchedule`; PyTorch as the factor of a `LambdaLR` on
@@ -207,7 +211,7 @@ def lr_function(schedule, steps):
 
     def lr(t):
         if isinstance(t, Integral):
-            return rates[min(max(t, 0), steps - 1)]
+            return rates[min(max(int(t), 0), steps - 1)]
         xp = array_namespace(t)
         if not xp.isdtype(t.dtype, "integral"):
             raise TypeError(f"lr_function: the step must be an integer, got {t.dtype}")
@@ -222,7 +226,7 @@ def lr_function(schedule, steps):
 COLUMNS = ("step", "lr", "momentum", "kick", "rescale", "log10_lr", "weight_decay", "lookahead", "shrink")
 
 
-def write_csv(schedule, file):
+def write_csv(schedule: Schedule, file: TextIO) -> None:
     """Write a header and a line for each Step to an open text file; all digits, so `read_csv` gives the same bits.
 
     The column "log10_lr" is the logarithm of the learning rate that a schedule without `rescale` would have, which may be
@@ -245,7 +249,7 @@ def write_csv(schedule, file):
         writer.writerow([row[name] for name in COLUMNS])
 
 
-def read_csv(file):
+def read_csv(file: Iterable[str]) -> Iterator[Step]:
     """The schedule in an open text file (or any iterable of lines): a header, then one Step a line; read as it is used.
 
     Columns are the fields of `Step`, in any order; "lr" must be there, others have their defaults. "step" and "log10_lr", as

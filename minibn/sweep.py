@@ -14,15 +14,17 @@ import itertools
 import json
 import os
 import time
-from concurrent.futures import BrokenExecutor, as_completed
+from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor, Executor, as_completed
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from minibn import experiment
 
 
-def grid(**axes):
+def grid(**axes: Iterable) -> list[dict[str, Any]]:
     """All combinations of the values of each name, the last name varying fastest.
 
     Example:
@@ -32,13 +34,14 @@ def grid(**axes):
     Raises:
         ValueError: a name has no values.
     """
-    axes = {name: list(values) for name, values in axes.items()}
-    if empty := [name for name, values in axes.items() if not values]:
+    lists = {name: list(values) for name, values in axes.items()}
+    if empty := [name for name, values in lists.items() if not values]:
         raise ValueError(f"grid: no values for {empty}")
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 
-def run(function, configurations, path, executor, *, retry=False, progress=True):
+def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict[str, Any]], path: str | Path,
+        executor: Executor, *, retry: bool = False, progress: bool = True) -> list[dict[str, Any]]:
     """Call `function(configuration)` for every configuration, and append what it returns to the file at `path`.
 
     A line is {"configuration": …, "result": …, "seconds": …}, or "error" in place of "result" where the run raised: that run
@@ -86,7 +89,7 @@ def run(function, configurations, path, executor, *, retry=False, progress=True)
     return [records[key] for key in wanted]
 
 
-def read(path):
+def read(path: str | Path) -> list[dict[str, Any]]:
     """The records in a sweep's file, oldest first; a last line that was cut short by a kill is left out.
 
     Raises:
@@ -106,7 +109,7 @@ def read(path):
     return records
 
 
-def train(configuration):
+def train(configuration: dict[str, Any]) -> dict[str, float]:
     """Train the `Experiment` with these fields on one thread; what `minibn sweep` runs."""
     done = experiment.run(experiment.Experiment(**configuration), threads=1, progress=False)
     return {"test_accuracy": done.test_accuracy, "train_loss": done.train_loss, "last_loss": float(done.history["loss"][-1])}

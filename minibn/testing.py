@@ -35,13 +35,15 @@ from fractions import Fraction
 from importlib.util import find_spec
 
 import numpy as np
+from numpy.random import Generator
 
 from minibn import backend
 from minibn.degree import Degree, Walk
 from minibn.invariance import null_space
+from minibn.nn import Module
 
 
-def distinct(rng, shape):
+def distinct(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Random float64 numbers between -2 and 2, any two of them (and zero) at least 1 / (their count) apart.
 
     Far enough from each other for central differences: none of ReLU's and max-pooling's kinks, nor a set of nearly equal
@@ -51,7 +53,7 @@ def distinct(rng, shape):
     return ((rng.permutation(count) + 0.5) * 4 / count - 2 + 0.25 / count).reshape(shape)
 
 
-def check_layer(module, x, *, rng, tolerance=1e-6):
+def check_layer(module: Module, x: np.ndarray, *, rng: Generator, tolerance: float = 1e-6) -> float:
     """`check_gradient`, `check_degree` and `check_libraries`.
 
     Args:
@@ -73,7 +75,7 @@ def check_layer(module, x, *, rng, tolerance=1e-6):
     return worst
 
 
-def check_gradient(module, x, *, rng, tolerance=1e-6):
+def check_gradient(module: Module, x: np.ndarray, *, rng: Generator, tolerance: float = 1e-6) -> float:
     """Compare `module.backward` with central differences of `module.forward`, in x and in every parameter, and check that it
     adds to gradients.
 
@@ -123,7 +125,7 @@ def _differences(f, array, h=1e-5):
 INPUT, SHIFT = "the input", "a bias of the input"
 
 
-def check_degree(module, x, *, rng):
+def check_degree(module: Module, x: np.ndarray, *, rng: Generator) -> None:
     """Check that `module.degree` claims every rescaling that the module has, and no other; in training mode, with eps = 0.
 
     The input is h + b, b one number a channel, so the claim is about exponents a of h, b and every parameter p: equations that
@@ -214,7 +216,7 @@ def _words(exponents):
     return ", ".join(f"{name} by c^{a}" for name, a in exponents.items())
 
 
-def check_libraries(module, x, *, rng, tolerance=1e-10):
+def check_libraries(module: Module, x: np.ndarray, *, rng: Generator, tolerance: float = 1e-10) -> None:
     """Check that forward and backward give on array-api-strict and PyTorch, where those are installed, what they give on NumPy.
 
     array-api-strict has only what is in the array API standard, and a second device, on which this runs: an array that is made

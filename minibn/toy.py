@@ -13,9 +13,13 @@ lr and with it the error stay up. All seeds are simulated at once, as one array 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import ArrayLike
+
+from minibn.optim import Schedule
 
 
 class Toy(NamedTuple):
@@ -27,7 +31,8 @@ class Toy(NamedTuple):
     averaged_error: np.ndarray  # (S, T) error of the mean of all weights so far
 
 
-def simulate(schedule, steps, *, normalised, seeds=20, dim=20, batch=1, every=1, rng):
+def simulate(schedule: Schedule, steps: int, *, normalised: bool, seeds: int = 20, dim: int = 20, batch: int = 1,
+             every: int = 1, rng: Generator) -> Toy:
     """SGD `w <- w - η (dL/dw + λ w)` on the toy problem, for many seeds at once, from w ~ N(0, I_m / m).
 
     Args:
@@ -73,7 +78,7 @@ def simulate(schedule, steps, *, normalised, seeds=20, dim=20, batch=1, every=1,
     return Toy(np.arange(every, steps + 1, every), errors, norms, averaged)
 
 
-def gradient(w, x, normalised):
+def gradient(w: np.ndarray, x: np.ndarray, normalised: bool) -> np.ndarray:
     """dL/dw (S, m) of the mean logistic loss at w (S, m) on inputs x (S, B, m) with labels sign(x_1).
 
     Example:
@@ -90,7 +95,7 @@ def gradient(w, x, normalised):
     return np.mean(slope[:, :, None] * inputs, axis=1)
 
 
-def error(w):
+def error(w: np.ndarray) -> np.ndarray:
     """`arccos(w_1 / |w|) / π` of weights w (…, m), accurate for small angles too.
 
     Example:
@@ -100,7 +105,7 @@ def error(w):
     return np.arctan2(np.linalg.norm(w[..., 1:], axis=-1), w[..., 0]) / np.pi
 
 
-def window(norm, lr, weight_decay, epsilon, *, dim, batch, delta):
+def window(norm: ArrayLike, lr: float, weight_decay: float, epsilon: float, *, dim: int, batch: int, delta: float) -> Any:
     """Theorem 3.1: from any step on, with probability 1 - δ, the error exceeds ε/π at least once within so many steps:
 
         ln(64 |w|² ε √B / (η √(m-2))) / (2 (ηλ - 2ε²)) + 9 ln(1/δ)

@@ -3,18 +3,21 @@
 import json
 import math
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
+from typing import Any
 
+from numpy.random import Generator
 from tqdm import tqdm
 
 from minibn import backend, checkpoint, data, monitor, nn
-from minibn.backend import array_namespace
+from minibn.backend import Array, array_namespace
 from minibn.equivalence import remove_weight_decay
 from minibn.history import History
 from minibn.invariance import symmetries
-from minibn.optim import SGD
+from minibn.optim import SGD, Schedule
 
 
 class DivergenceError(FloatingPointError):
@@ -31,16 +34,17 @@ class Conversion:
         reasons: {name of every other parameter: why it keeps the given schedule}.
     """
 
-    optimizers: dict
-    names: tuple
-    reasons: dict
+    optimizers: dict[str, SGD]
+    names: tuple[str, ...]
+    reasons: dict[str, str]
 
     def __str__(self):
         kept = [f"  {name}: {reason}" for name, reason in self.reasons.items()]
         return "\n".join(["converted: " + ", ".join(self.names), "as they were:" if kept else "as they were: none", *kept])
 
 
-def convert(model, schedule, names=None, *, band=2.0**32):
+def convert(model: nn.Module, schedule: Schedule, names: Iterable[str] | None = None, *,
+            band: float | None = 2.0**32) -> Conversion:
     """Optimisers that train `model` as `schedule` would, without weight decay on its scale-invariant weights.
 
     The scale-invariant parameters get `equivalence.remove_weight_decay(schedule)`, all others `schedule` itself: if the
@@ -64,6 +68,7 @@ def convert(model, schedule, names=None, *, band=2.0**32):
         why = "; ".join(found.explain(name) for name in names) or "the network has no scale-invariant parameters"
         raise ValueError(f"weight decay cannot be removed from {list(names)}, which are not scale-invariant together: {why}")
     first, second = tee(schedule)
+    groups: dict[str, tuple[list[nn.Parameter], Schedule]]
     groups = {"invariant": ([], remove_weight_decay(first, band=band)), "rest": ([], second)}
     for name, parameter in model.named_parameters():
         groups["invariant" if name in names else "rest"][0].append(parameter)
@@ -72,9 +77,11 @@ def convert(model, schedule, names=None, *, band=2.0**32):
     return Conversion({group: SGD(*pair) for group, pair in groups.items() if pair[0]}, tuple(names), reasons)
 
 
-def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_last=True, path=None, every=100,
-        resume=True, max_steps=None, augment=None, validation=None, settings=None, threads=None, progress=True,
-        description="train"):
+def fit(model: nn.Module, optimizers: Mapping[str, SGD], x: Array, y: Array, *, epochs: int, batch_size: int, rng: Generator,
+        loss: nn.Loss | None = None, drop_last: bool = True, path: str | Path | None = None, every: int = 100,
+        resume: bool = True, max_steps: int | None = None, augment: Callable[..., Array] | None = None,
+        validation: tuple[Array, Array] | None = None, settings: Any = None, threads: int | None = None, progress: bool = True,
+        description: str = "train") -> History:
     """Train `model` on (x, y), and return the `History` of every step.
 
     One step: draw a batch, forward, loss, backward, then each optimiser's step. Results are the same to the last bit for
@@ -134,7 +141,8 @@ def fit(model, optimizers, x, y, *, epochs, batch_size, rng, loss=None, drop_las
             done = step % per_epoch
             for batch_x, batch_y in islice(epoch, done, min(per_epoch, done + last - step)):
                 labels = y if step == first else None
-                row = _train_step(model, loss, optimizers, *(backend.move(a, where) for a in (batch_x, batch_y)), step, labels)
+                moved = backend.move(batch_x, where), backend.move(batch_y, where)
+                row = _train_step(model, loss, optimizers, *moved, step, labels)
                 pending.append(row)
                 step += 1
                 save = path and (step % every == 0 or step == last)
@@ -188,14 +196,16 @@ def _collect(pending, history, optimizers, saved):
     pending.clear()
 
 
-def evaluate(model, x, y, *, loss=None, batch_size=256, threads=None):
+def evaluate(model: nn.Module, x: Array, y: Array, *, loss: nn.Loss | None = None, batch_size: int = 256,
+             threads: int | None = None) -> tuple[float, float]:
     """(loss, accuracy), two floats, of `model` in evaluation mode over all of (x, y)."""
     logits = predict(model, x, batch_size=batch_size, threads=threads)
     y = backend.move(y, logits)
-    return tuple(backend.read([(loss or nn.CrossEntropy())(logits, y), _accuracy(logits, y)]))
+    value, accuracy = backend.read([(loss or nn.CrossEntropy())(logits, y), _accuracy(logits, y)])
+    return value, accuracy
 
 
-def predict(model, x, *, batch_size=256, threads=None):
+def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int | None = None) -> Array:
     """Outputs (N, …) of `model` in evaluation mode, where x is; the model is then in the mode it was in before.
 
     Batches of x are moved to where the model is.
@@ -212,7 +222,7 @@ def predict(model, x, *, batch_size=256, threads=None):
     return backend.move(array_namespace(parts[0]).concat(parts, axis=0), x)
 
 
-def update_bn(model, x, *, batch_size=256, threads=None):
+def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int | None = None) -> None:
     """Set the running statistics of every BatchNorm to plain averages over the whole batches of x, at the present weights.
 
     As `torch.optim.swa_utils.update_bn`. The running averages of training lag behind: where weights grow exponentially, as

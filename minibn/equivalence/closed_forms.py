@@ -6,13 +6,17 @@ after some 1/(1 - γ) steps they reach at once, by a kick to the velocity, or, i
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, count, repeat
+from typing import TypeAlias
 
 from minibn.optim import Step
 
+Phases: TypeAlias = Sequence[tuple[float, float]]  # (steps, lr) of each phase; math.inf steps: without end
 
-def fixed_point(lr, momentum, weight_decay):
+
+def fixed_point(lr: float, momentum: float, weight_decay: float) -> tuple[float, float]:
     """(α, κ): by which factor constant lr with weight decay shrinks the weights each step, and its κ, once steady.
 
         α is the larger root of x² - (1 + γ - ηλ) x + γ = 0        κ = λ / (α - γ)
@@ -45,7 +49,7 @@ def fixed_point(lr, momentum, weight_decay):
     return alpha, weight_decay / (alpha - momentum) if weight_decay else 0.0
 
 
-def exponential_equivalent(lr, momentum, weight_decay):
+def exponential_equivalent(lr: float, momentum: float, weight_decay: float) -> Iterator[Step]:
     """Theorem 1.1: the exponential schedule that equals constant lr η with momentum γ and weight decay λ.
 
         η̃_t = α^(-2t-1) η        (α, κ) = fixed_point(η, γ, λ)        first kick: -κ
@@ -67,7 +71,7 @@ def exponential_equivalent(lr, momentum, weight_decay):
     return texp_plus_plus([(math.inf, lr)], momentum=momentum, weight_decay=weight_decay)
 
 
-def texp(phases, *, momentum, weight_decay):
+def texp(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[Step]:
     """Tapered exponential schedule (paper, section 2.3) of a step decay: a plain learning-rate schedule.
 
     With (α_I, κ_I) = fixed_point(η_I, γ, λ), lr is multiplied by
@@ -99,7 +103,7 @@ def texp(phases, *, momentum, weight_decay):
     return _tapered(phases, [weight_decay] * len(phases), momentum, kicks=False)
 
 
-def texp_plus_plus(phases, *, momentum, weight_decay):
+def texp_plus_plus(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[Step]:
     """TEXP with its velocity corrected at the start and at each switch: exactly the step decay (paper, Theorem 2.12).
 
     lr as in `texp`. The first step of phase I, where the weights are w_t / P, carries
@@ -115,7 +119,7 @@ def texp_plus_plus(phases, *, momentum, weight_decay):
     return _tapered(phases, [weight_decay] * len(phases), momentum, kicks=True)
 
 
-def texp_minus_minus(phases, *, momentum, weight_decay):
+def texp_minus_minus(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[Step]:
     """TEXP without the instant drop of lr: only the growth rate changes from phase to phase (paper, appendix B).
 
     lr is multiplied by α_I^-2 inside phase I and by `α_I^-1 α_{I+1}^-1` at a switch, α_I as in `texp`. With the kicks, this
@@ -134,7 +138,7 @@ def texp_minus_minus(phases, *, momentum, weight_decay):
     return _tapered([(steps, first) for steps, _ in phases], decays, momentum, kicks=True)
 
 
-def instant_drops(phases, *, momentum, weight_decay):
+def instant_drops(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[Step]:
     """The first phase's exponential schedule for ever, only its lr multiplied by η_{I+1}/η_I at each switch (paper, figure 3).
 
     The counterpart of TEXP--: the instant drop without a change of the growth rate α_0^-2. It equals lr η_0 throughout with

@@ -30,12 +30,15 @@ Adaptive methods (Adam, AdamW) do not map in this way: their averages mix gradie
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from itertools import repeat
-from numbers import Real
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from minibn.optim import Step
+from minibn.backend import Array
+from minibn.optim import Schedule, Step
+
+Numbers: TypeAlias = tuple[float, float, float]  # those of a `Frame`: (P, κ, q)
 
 
 class Frame(NamedTuple):
@@ -60,11 +63,11 @@ class Frame(NamedTuple):
     kappa: float = 0.0
     q: float = 1.0
 
-    def remove(self, weight, velocity):
+    def remove(self, weight: Array, velocity: Array) -> tuple[Array, Array]:
         """State (w, v) of the run with weight decay -> (w̃, ṽ) of the run without; arrays of any library, or floats."""
         return weight / self.scale, (velocity - self.kappa * weight) * (self.scale / self.q)
 
-    def add(self, weight, velocity):
+    def add(self, weight: Array, velocity: Array) -> tuple[Array, Array]:
         """State (w̃, ṽ) of the run without weight decay -> (w, v) of the run with it: the inverse of `remove`."""
         weight = weight * self.scale
         return weight, velocity * (self.q / self.scale) + self.kappa * weight
@@ -73,7 +76,7 @@ class Frame(NamedTuple):
 IDENTITY = Frame()
 
 
-def remove_weight_decay(schedule, *, band=2.0**32, frame=IDENTITY):
+def remove_weight_decay(schedule: Schedule, *, band: float | None = 2.0**32, frame: Frame = IDENTITY) -> Iterator[Step]:
     """The schedule without weight decay that trains every scale-invariant network as `schedule` does.
 
     With P_0 = 1 and κ_0 = 0, for heavy-ball momentum (the general case: top of this file),
@@ -108,7 +111,7 @@ def remove_weight_decay(schedule, *, band=2.0**32, frame=IDENTITY):
     return map(itemgetter(0), _removing(schedule, band, frame))
 
 
-def frame_after(schedule, steps, *, band=2.0**32, frame=IDENTITY):
+def frame_after(schedule: Schedule, steps: int, *, band: float | None = 2.0**32, frame: Frame = IDENTITY) -> Frame:
     """The `Frame` of `remove_weight_decay(schedule, band=band, frame=frame)` after `steps` steps.
 
     With it a run can change its form at any step and end in the same network:
@@ -132,7 +135,8 @@ def frame_after(schedule, steps, *, band=2.0**32, frame=IDENTITY):
     return Frame(*frame)
 
 
-def add_weight_decay(schedule, weight_decay, *, shrink=0.0, frame=IDENTITY):
+def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], *, shrink: float | Iterable[float] = 0.0,
+                     frame: Frame = IDENTITY) -> Iterator[Step]:
     """The schedule with the given weight decay that trains every scale-invariant network as `schedule` does.
 
     The inverse of `remove_weight_decay`, for any target λ and δ. For heavy-ball momentum, with `s = η̃_t P_t²`,
@@ -164,10 +168,10 @@ def add_weight_decay(schedule, weight_decay, *, shrink=0.0, frame=IDENTITY):
         >>> [round(s.lr, 4) for s in islice(add_weight_decay(exponential(0.1, 1.2), 0.5), 3)]
         [0.0952, 0.1032, 0.111]
     """
-    decays = repeat(float(weight_decay)) if isinstance(weight_decay, Real) else map(float, weight_decay)
-    shrinks = repeat(float(shrink)) if isinstance(shrink, Real) else map(float, shrink)
+    decays = map(float, weight_decay) if isinstance(weight_decay, Iterable) else repeat(float(weight_decay))
+    shrinks = map(float, shrink) if isinstance(shrink, Iterable) else repeat(float(shrink))
     for target in (weight_decay, shrink):
-        if isinstance(target, Real):
+        if not isinstance(target, Iterable):
             Step(0.0, weight_decay=target)
     return _adding(schedule, decays, shrinks, frame)
 
@@ -185,7 +189,7 @@ def _removing(schedule, band, frame):
         yield pair
 
 
-def remove_step(step, frame, band=None, t=0):
+def remove_step(step: Step, frame: Numbers, band: float | None = None, t: int = 0) -> tuple[Step, Numbers]:
     """One step of `remove_weight_decay`: (`Step`, frame) -> (converted Step, frame after it), a frame being (P, κ, q).
 
     First the step's own rescale c (w <- c w, v <- v / c) and kick k (v <- v + k w) go into the frame: w̃ and ṽ stay. The
@@ -230,7 +234,7 @@ def _adding(schedule, decays, shrinks, frame):
         yield restated
 
 
-def add_step(step, frame, weight_decay, shrink=0.0, t=0):
+def add_step(step: Step, frame: Numbers, weight_decay: float, shrink: float = 0.0, t: int = 0) -> tuple[Step, Numbers]:
     """One step of `add_weight_decay`: (`Step` without weight decay, frame) -> (Step with it, frame after it), as (P, κ, q).
 
     First the step's own rescale and kick, which move w̃ and ṽ, go into the frame: w and v stay. Arguments and errors as in

@@ -1,6 +1,9 @@
 """Sequential and Residual: modules made of modules."""
 
-from minibn.backend import array_namespace, elementwise, into
+from collections.abc import Iterator
+
+from minibn.backend import Array, array_namespace, elementwise, into
+from minibn.degree import Degree
 from minibn.nn.module import Module
 
 
@@ -15,38 +18,38 @@ class Sequential(Module):
         TypeError: an argument is not a Module.
     """
 
-    def __init__(self, *modules, **named):
+    def __init__(self, *modules: Module, **named: Module) -> None:
         self._modules = {**{str(i): module for i, module in enumerate(modules)}, **named}
         for name, module in self._modules.items():
             if not isinstance(module, Module):
                 raise TypeError(f"Sequential takes modules, got {module!r} as {name!r}")
 
-    def children(self):
+    def children(self) -> list[tuple[str, Module]]:
         return list(self._modules.items())
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str | int) -> Module:
         """The submodule of this name or number."""
         return self._modules[str(name)]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._modules)
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """Each module's output is the next one's input."""
         for module in self:
             x = module(x)
         return x
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """Each module's input gradient is the output gradient of the one before it."""
         for module in reversed(list(self)):
             dy = module.backward(dy)
         return dy
 
-    def degree(self, x):
+    def degree(self, x: Degree) -> Degree:
         """Each module's in turn."""
         for module in self:
             x = module.degree(x)
@@ -65,10 +68,10 @@ class Residual(Module):
         ValueError: branch and shortcut give different shapes.
     """
 
-    def __init__(self, branch, shortcut=None):
+    def __init__(self, branch: Module, shortcut: Module | None = None) -> None:
         self.branch, self.shortcut = branch, shortcut
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """branch(x) + shortcut(x)."""
         y = self.branch(x)
         z = x if self.shortcut is None else self.shortcut(x)
@@ -77,12 +80,12 @@ class Residual(Module):
                              "shortcut, such as a 1 x 1 Conv2d, that makes them equal")
         return _add(y, z)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """The sum of what both paths return."""
         dx = self.branch.backward(dy)
         return _add(dx, dy if self.shortcut is None else self.shortcut.backward(dy))
 
-    def degree(self, x):
+    def degree(self, x: Degree) -> Degree:
         """Both paths must scale alike."""
         return self.branch.degree(x).joined(x if self.shortcut is None else self.shortcut.degree(x), self)
 

@@ -1,11 +1,16 @@
 """Conv2d: convolution as matrix products, one for each row of the kernel, in chunks of images that stay in the cache."""
 
 import itertools
+from typing import TypeAlias
 
-from minibn.backend import array_namespace, device, map_chunks, sum_rows
+from numpy.random import Generator
+
+from minibn.backend import Array, array_namespace, device, map_chunks, sum_rows
+from minibn.degree import Degree
 from minibn.nn.linear import kaiming_normal
 from minibn.nn.module import Module, Parameter
 
+Pair: TypeAlias = tuple[int, int]  # of numbers for (height, width), or (before, after) along an axis
 CHUNK_BYTES = 2**21  # windows of one chunk: enough for a fast matrix product, few enough for the cache
 
 
@@ -37,8 +42,8 @@ class Conv2d(Module):
         RuntimeError: backward before forward.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, bias=False, *, rng,
-                 dtype="float32"):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | Pair, stride: int | Pair = 1,
+                 padding: int | Pair = 0, bias: bool = False, *, rng: Generator, dtype: str = "float32") -> None:
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.padding = _pair(kernel_size), _pair(stride), _pair(padding)
         if min(in_channels, out_channels, *self.kernel_size, *self.stride) < 1 or min(self.padding) < 0:
@@ -47,7 +52,7 @@ class Conv2d(Module):
         self.weight = Parameter(kaiming_normal(rng, (kh, kw, in_channels, out_channels), kh * kw * in_channels, dtype))
         self.bias = Parameter(self.weight.data[0, 0, 0] * 0) if bias else None
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """(N, H, W, C_in) -> (N, OH, OW, C_out)."""
         w = self.weight.data
         self._check_input(x, ("N", "H", "W", self.in_channels), w)
@@ -67,7 +72,7 @@ class Conv2d(Module):
         self._keep(x)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """(N, OH, OW, C_out) -> (N, H, W, C_in)."""
         x = self._kept and self._kept[0]
         self._take(dy, self._kept and (x.shape[0], *self._output_shape(x), self.out_channels))
@@ -93,7 +98,7 @@ class Conv2d(Module):
             self.bias.grad += sum_rows(xp.reshape(dy, (-1, self.out_channels)))
         return dx
 
-    def degree(self, x):
+    def degree(self, x: Degree) -> Degree:
         """Degree d -> d + a_W; padding makes what was one number a channel differ at the border."""
         return (x.settled(self) if max(self.padding) else x).times(self.weight).plus(self.bias)
 
@@ -113,7 +118,7 @@ def _pair(value):
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def pad(x, rows, columns):
+def pad(x: Array, rows: Pair, columns: Pair) -> Array:
     """Add (before, after) zero `rows` and `columns` to images (N, H, W, C); a negative number takes some away."""
     if rows == columns == (0, 0):
         return x
@@ -127,7 +132,7 @@ def pad(x, rows, columns):
     return y
 
 
-def phases(size, out_size, kernel_size, stride, padding):
+def phases(size: int, out_size: int, kernel_size: int, stride: int, padding: int) -> list[tuple[slice, slice, Pair]]:
     """How an axis of a strided convolution is walked back: pixels `stride` apart are seen by the same taps of the kernel.
 
     Returns:
@@ -147,7 +152,7 @@ def phases(size, out_size, kernel_size, stride, padding):
     return found
 
 
-def windows(x, width):
+def windows(x: Array, width: int) -> Array:
     """Each `width` neighbouring pixels of a row side by side: (N, H, W, C) -> (N, H, W - width + 1, width·C).
 
     Windows that do not overlap, every `width`-th one, are a mere reshape of the row: so `width` copies of long runs make them.
@@ -165,7 +170,7 @@ def windows(x, width):
     return seen
 
 
-def correlate(seen, w, stride, height):
+def correlate(seen: Array, w: Array, stride: int, height: int) -> Array:
     """`y[n, i, j, o] = Σ_{u, k} seen[n, i·stride + u, j, k] w[u, k, o]`: one matrix product for each row u of the kernel.
 
     Shapes: seen (N, H, OW, kw·C), as from `windows`; w (kh, kw, C, O); y (N, height, OW, O).
@@ -180,7 +185,7 @@ def correlate(seen, w, stride, height):
     return xp.reshape(y, (n, height, width, -1))
 
 
-def correlation_gradient(seen, x, kernel_height):
+def correlation_gradient(seen: Array, x: Array, kernel_height: int) -> Array:
     """`dw[u, k, c] = Σ_{n, i, j} seen[n, i + u, j, k] x[n, i, j, c]`, the gradient of w in `correlate` with stride 1.
 
     Shapes: seen (N, H, OW, K), x (N, height, OW, C), dw (kernel_height, K, C).

@@ -2,11 +2,15 @@
 
 import math
 
-from minibn.backend import sum_rows
+import numpy as np
+from numpy.random import Generator
+
+from minibn.backend import Array, sum_rows
+from minibn.degree import Degree
 from minibn.nn.module import Module, Parameter
 
 
-def kaiming_normal(rng, shape, fan_in, dtype):
+def kaiming_normal(rng: Generator, shape: tuple[int, ...], fan_in: int, dtype: str) -> np.ndarray:
     """Weights from `N(0, 2 / fan_in)`, which keeps the mean square of ReLU networks' activations from layer to layer.
 
     He et al., *Delving Deep into Rectifiers*, ICCV 2015, equation 10. Drawn in float64 whatever the dtype, so one seed
@@ -43,21 +47,21 @@ class Linear(Module):
         RuntimeError: backward before forward.
     """
 
-    def __init__(self, in_features, out_features, bias=True, *, rng, dtype="float32"):
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rng: Generator, dtype: str = "float32") -> None:
         if min(in_features, out_features) < 1:
             raise ValueError(f"Linear needs in_features and out_features above 0, got {in_features} and {out_features}")
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(kaiming_normal(rng, (in_features, out_features), in_features, dtype))
         self.bias = Parameter(self.weight.data[0] * 0) if bias else None
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """(N, in) -> (N, out)."""
         self._check_input(x, ("N", self.in_features), self.weight.data)
         self._keep(x)
         y = x @ self.weight.data
         return y if self.bias is None else y + self.bias.data
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """(N, out) -> (N, in)."""
         shape = self._kept and (self._kept[0].shape[0], self.out_features)
         (x,) = self._take(dy, shape)
@@ -66,7 +70,7 @@ class Linear(Module):
             self.bias.grad += sum_rows(dy)
         return dy @ self.weight.data.T
 
-    def degree(self, x):
+    def degree(self, x: Degree) -> Degree:
         """Degree d -> d + a_W, the bias having a degree of its own."""
         return x.times(self.weight).plus(self.bias)
 

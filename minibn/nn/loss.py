@@ -6,10 +6,21 @@ memory are checked at once. On a GPU that would be such a wait: there one wrong 
 """
 
 import math
+from typing import Protocol
 
 from minibn import backend
-from minibn.backend import array_namespace, device
+from minibn.backend import Array, array_namespace, device
 from minibn.nn.module import Module
+
+
+class Loss(Protocol):
+    """What training asks of a loss. If it has `check(scores, labels)` too, that is called once, with all labels."""
+
+    def __call__(self, scores: Array, labels: Array, /) -> Array:
+        """The loss, a 0-d array."""
+
+    def backward(self) -> Array:
+        """Its gradient in the scores."""
 
 
 class CrossEntropy(Module):
@@ -27,10 +38,10 @@ class CrossEntropy(Module):
         RuntimeError: backward before the loss was computed.
     """
 
-    def __call__(self, logits, labels):
+    def __call__(self, logits: Array, labels: Array) -> Array:
         return self.forward(logits, labels)
 
-    def forward(self, logits, labels):
+    def forward(self, logits: Array, labels: Array) -> Array:
         """The loss, a 0-d array."""
         xp = array_namespace(logits, labels)
         self._check_input(logits, ("N", "K"))
@@ -50,7 +61,7 @@ class CrossEntropy(Module):
         right = xp.sum(xp.where(onehot, z, xp.zeros_like(z)), axis=1)
         return xp.mean(xp.log(total[:, 0]) - right)
 
-    def check(self, logits, labels):
+    def check(self, logits: Array, labels: Array) -> None:
         """Raise, as above, unless `labels`, any number of them, are integers from 0 to K - 1; reads them."""
         labels, k = self._integers(labels), logits.shape[1]
         xp = array_namespace(labels)
@@ -65,7 +76,7 @@ class CrossEntropy(Module):
             raise TypeError(f"CrossEntropy needs integer labels, got {labels.dtype}")
         return xp.astype(labels, xp.int64, copy=False)
 
-    def backward(self):
+    def backward(self) -> Array:
         """dL/dlogits, (N, K)."""
         probabilities, onehot = self._take(None)
         return (probabilities - onehot) / probabilities.shape[0]
@@ -85,10 +96,10 @@ class Logistic(Module):
         RuntimeError: backward before the loss was computed.
     """
 
-    def __call__(self, scores, labels):
+    def __call__(self, scores: Array, labels: Array) -> Array:
         return self.forward(scores, labels)
 
-    def forward(self, scores, labels):
+    def forward(self, scores: Array, labels: Array) -> Array:
         """The loss, a 0-d array."""
         xp = array_namespace(scores, labels)
         self._check_input(scores, ("N",))
@@ -102,12 +113,12 @@ class Logistic(Module):
         self._keep(y, margin)
         return xp.mean(xp.logaddexp(xp.zeros_like(margin), -margin))
 
-    def check(self, scores, labels):
+    def check(self, scores: Array, labels: Array) -> None:
         """Raise, as above, unless `labels`, any number of them, are -1 and +1; reads them."""
         if not array_namespace(labels).all((labels == 1) | (labels == -1)):
             raise ValueError("Logistic needs labels -1 and +1; turn labels 0 and 1 into 2 * labels - 1")
 
-    def backward(self):
+    def backward(self) -> Array:
         """dL/dscores, (N,)."""
         y, margin = self._take(None)
         xp = array_namespace(margin)

@@ -4,18 +4,24 @@ There is no tape. `forward` keeps what `backward` needs, `backward` adds to each
 gradient with respect to the input; a breakpoint on either shows the equation of its docstring at work.
 """
 
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
 from minibn import backend
-from minibn.backend import array_namespace
+from minibn.backend import Array, Namespace, array_namespace
+from minibn.degree import Degree
+
+Self = TypeVar("Self", bound="Module")  # typing has it since Python 3.11
 
 
 class Parameter:
     """A trainable array `data` and the gradient `grad` of the loss with respect to it (same shape, starts at 0)."""
 
-    def __init__(self, data):
+    def __init__(self, data: Array) -> None:
         self.data = data
         self.zero_grad()
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Set the gradient to zero."""
         self.grad = array_namespace(self.data).zeros_like(self.data)
 
@@ -30,45 +36,45 @@ class Module:
     found in the order of assignment. `buffers` names the attributes that are arrays but not trained.
     """
 
-    buffers = ()
+    buffers: tuple[str, ...] = ()
     training = True
-    _kept = None
+    _kept: Any = None  # the tuple that `forward` kept
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """The module's output for input `x`; keeps what `backward` needs."""
         raise TypeError(f"{type(self).__name__} must define forward(x)")
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """Given `dy`, the loss's gradient in the output: add to every `Parameter.grad`, return it in the input.
 
         Each `backward` belongs to the one `forward` before it and uses up what that kept.
         """
         raise TypeError(f"{type(self).__name__} must define backward(dy)")
 
-    def degree(self, x):
+    def degree(self, x: Degree) -> Degree:
         """How the output scales with the parameters if the input scales as `x` says: see `minibn.degree`."""
         raise TypeError(f"{type(self).__name__} must define degree(x), so that its rescalings can be found: see minibn.degree")
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return self.forward(x)
 
-    def children(self):
+    def children(self) -> list[tuple[str, "Module"]]:
         """(name, module) of each direct submodule."""
         return [(name, value) for name, value in vars(self).items() if isinstance(value, Module)]
 
-    def named_modules(self, prefix=""):
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """(dotted name, module) of this module (name "") and all below it, parents first."""
         yield prefix, self
         for name, child in self.children():
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
-    def named_parameters(self):
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(dotted name, Parameter) of all parameters, in the order in which the modules were given.
 
         Raises:
             ValueError: one module or parameter stands at two places; `backward` keeps one input a module.
         """
-        seen = {}
+        seen: dict[int, str] = {}
         for path, name, parameter in self._named(lambda module: vars(module)):
             if isinstance(parameter, Parameter):
                 full = f"{path}.{name}" if path else name
@@ -78,7 +84,7 @@ class Module:
                 seen[id(parameter)] = full
                 yield full, parameter
 
-    def parameters(self):
+    def parameters(self) -> list[Parameter]:
         """All parameters, in the order of `named_parameters`."""
         return [parameter for _, parameter in self.named_parameters()]
 
@@ -87,29 +93,29 @@ class Module:
             for name in attributes(module):
                 yield path, name, getattr(module, name)
 
-    def arrays(self):
+    def arrays(self) -> Iterator[Array]:
         """The array of every parameter, then of every buffer: `next(module.arrays(), None)` tells where the module is."""
         for parameter in self.parameters():
             yield parameter.data
         for _, _, value in self._named(lambda module: module.buffers):
             yield value
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Set every gradient to zero."""
         for parameter in self.parameters():
             parameter.zero_grad()
 
-    def train(self, mode=True):
+    def train(self: Self, mode: bool = True) -> Self:
         """Use batch statistics (`mode=True`) or running ones (`mode=False`) in BatchNorm; returns self."""
         for _, module in self.named_modules():
             module.training = mode
         return self
 
-    def eval(self):
+    def eval(self: Self) -> Self:
         """Same as `train(False)`."""
         return self.train(False)
 
-    def to(self, xp=None, dtype=None, device=None):
+    def to(self: Self, xp: str | Namespace | None = None, dtype: str | None = None, device: Any = None) -> Self:
         """Move every parameter and buffer to another array library, dtype (a name) or device; returns self.
 
         Gradients are set to zero, and optimisers must be made after the move. None leaves that property as it is.
@@ -133,14 +139,14 @@ class Module:
                     setattr(module, name, backend.convert(value, xp, dtype, device))
         return self
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Array]:
         """{dotted name: copy of the array} of all parameters and buffers."""
         state = {name: parameter.data for name, parameter in self.named_parameters()}
         for path, name, value in self._named(lambda module: module.buffers):
             state[f"{path}.{name}" if path else name] = value
         return {name: backend.asarray(value, value) for name, value in state.items()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy the arrays of `state`, as `state_dict` made it, into this module.
 
         Arrays may come from any array library; they take the dtype and device of what they replace. Nothing is

@@ -19,7 +19,8 @@ equal, up to rounding, then gives x̂ = 0 and dx = 0.
 import math
 
 from minibn import backend
-from minibn.backend import array_namespace, device, into, map_chunks, sum_rows
+from minibn.backend import Array, array_namespace, device, into, map_chunks, sum_rows
+from minibn.degree import Degree
 from minibn.nn.module import Module, Parameter
 
 
@@ -28,7 +29,7 @@ class _Normalisation(Module):
 
     blocks_are_images = True
 
-    def __init__(self, num_features, num_groups, eps, affine, dtype):
+    def __init__(self, num_features: int, num_groups: int, eps: float, affine: bool, dtype: str) -> None:
         if num_features < 1 or num_groups < 1 or num_features % num_groups:
             raise ValueError(f"{type(self).__name__}: num_features must be above 0 and divisible by num_groups, "
                              f"got {num_features} and {num_groups}")
@@ -39,7 +40,7 @@ class _Normalisation(Module):
         self.weight = Parameter(ones) if affine else None
         self.bias = Parameter(ones * 0) if affine else None
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """(N, …, C) -> the same shape."""
         like = self.weight.data if self.weight else getattr(self, "running_mean", None)
         self._check_input(x, ("N", *"HWD"[: max(x.ndim - 2, 0)], self.num_features), like)
@@ -60,7 +61,7 @@ class _Normalisation(Module):
         self._keep(x, mean, inverse, self._fixed_statistics())
         return xp.reshape(y, x.shape)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """(N, …, C) -> the same shape."""
         x, mean, inverse, fixed = self._take(dy, self._kept and self._kept[0].shape)
         xp = array_namespace(dy)
@@ -78,6 +79,7 @@ class _Normalisation(Module):
         if self.weight is not None:
             gamma = self.weight.data
             self.weight.grad += xp.sum(sum_dy_x, axis=(0, 1))
+        if self.bias is not None:
             self.bias.grad += xp.sum(sum_dy, axis=(0, 1))
         scale = inverse * gamma
         if fixed:
@@ -96,7 +98,7 @@ class _Normalisation(Module):
         _map(differentiate, rows)
         return xp.reshape(dx, x.shape)
 
-    def degree(self, x):
+    def degree(self, x: Degree) -> Degree:
         """0, whatever it was; then γ and β. Statistics of single channels take a bias away with the mean."""
         return x.normalised(self, mean=self.num_groups == self.num_features).times(self.weight).plus(self.bias)
 
@@ -110,7 +112,8 @@ class _Normalisation(Module):
             raise ValueError(f"{self} would normalise over one number, which is always 0; give it more than "
                              f"{'one row' if x.ndim == 2 else 'one pixel'}, input is {tuple(x.shape)}")
         (rows,) = _widen(x)
-        first = self._set_mean(*self._total(_map(lambda s: [self._sum(rows[s, ...])], rows)), x)
+        (total,) = self._total(_map(lambda s: [self._sum(rows[s, ...])], rows))
+        first = self._set_mean(total, x)
         _, m = _widen(x, first)
 
         def moments(s):
@@ -144,7 +147,7 @@ class _Normalisation(Module):
     def _total(self, chunks):
         """Sums (b, kC) of each chunk of images -> sums (B, 1, C), in the order of the chunks."""
         xp = array_namespace(chunks[0][0])
-        totals = (xp.concat(parts, axis=0) for parts in zip(*chunks, strict=True))
+        totals = [xp.concat(parts, axis=0) for parts in zip(*chunks, strict=True)]
         totals = [xp.sum(xp.reshape(t, (t.shape[0], -1, self.num_features)), axis=1, keepdims=True) for t in totals]
         return totals if self.blocks_are_images else [xp.sum(t, axis=0, keepdims=True) for t in totals]
 
@@ -204,7 +207,8 @@ class BatchNorm(_Normalisation):
     blocks_are_images = False
     buffers = ("running_mean", "running_var")
 
-    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, *, dtype="float32"):
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True, *,
+                 dtype: str = "float32") -> None:
         super().__init__(num_features, num_features, eps, affine, dtype)
         if not 0 <= momentum <= 1:
             raise ValueError(f"BatchNorm: momentum must lie between 0 and 1, got {momentum}")
@@ -236,7 +240,8 @@ class GroupNorm(_Normalisation):
         eps, affine, dtype, errors: as in `BatchNorm`.
     """
 
-    def __init__(self, num_groups, num_features, eps=1e-5, affine=True, *, dtype="float32"):
+    def __init__(self, num_groups: int, num_features: int, eps: float = 1e-5, affine: bool = True, *,
+                 dtype: str = "float32") -> None:
         super().__init__(num_features, num_groups, eps, affine, dtype)
 
 
@@ -246,7 +251,7 @@ class LayerNorm(_Normalisation):
     γ and β are one number a channel, shapes and arguments as in `BatchNorm`: `GroupNorm` with one group.
     """
 
-    def __init__(self, num_features, eps=1e-5, affine=True, *, dtype="float32"):
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, dtype: str = "float32") -> None:
         super().__init__(num_features, 1, eps, affine, dtype)
 
 
@@ -256,5 +261,5 @@ class InstanceNorm(_Normalisation):
     Shapes and arguments as in `BatchNorm`: `GroupNorm` with a group for each channel.
     """
 
-    def __init__(self, num_features, eps=1e-5, affine=True, *, dtype="float32"):
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, dtype: str = "float32") -> None:
         super().__init__(num_features, num_features, eps, affine, dtype)

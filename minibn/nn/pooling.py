@@ -2,24 +2,25 @@
 
 import math
 
-from minibn.backend import array_namespace, device, into, map_chunks
+from minibn.backend import Array, array_namespace, device, into, map_chunks
+from minibn.degree import Degree
 from minibn.nn.module import Module
 
 
 class Flatten(Module):
     """(N, …) -> (N, product of the rest)."""
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """Reshape; no numbers change."""
         self._keep(x.shape)
         return array_namespace(x).reshape(x, (x.shape[0], -1))
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """Reshape back."""
         (shape,) = self._take(dy)
         return array_namespace(dy).reshape(dy, shape)
 
-    def degree(self, x):
+    def degree(self, x: Degree) -> Degree:
         """Unchanged."""
         return x
 
@@ -30,20 +31,20 @@ class GlobalAvgPool(Module):
     Backward: `dx[n, h, w, c] = dy[n, c] / (H W)`.
     """
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, C)."""
         self._check_input(x, ("N", "H", "W", "C"))
         self._keep(x.shape)
         return array_namespace(x).mean(x, axis=(1, 2))
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """(N, C) -> (N, H, W, C)."""
-        n, height, width, channels = self._kept[0] if self._kept else (None,) * 4
+        n, height, width, channels = self._kept[0] if self._kept else (0,) * 4
         self._take(dy, (n, channels))
         xp = array_namespace(dy)
         return xp.broadcast_to(dy[:, None, None, :] / (height * width), (n, height, width, channels))
 
-    def degree(self, x):
+    def degree(self, x: Degree) -> Degree:
         """Unchanged."""
         return x
 
@@ -51,7 +52,7 @@ class GlobalAvgPool(Module):
 class _WindowPool(Module):
     """Windows of k x k pixels, side by side; rows and columns left over at the end are ignored, as in PyTorch."""
 
-    def __init__(self, kernel_size):
+    def __init__(self, kernel_size: int) -> None:
         if kernel_size < 1:
             raise ValueError(f"{type(self).__name__}: kernel_size must be at least 1, got {kernel_size}")
         self.kernel_size = kernel_size
@@ -74,7 +75,7 @@ class _WindowPool(Module):
         return [(slice(None), slice(i, i + last_row + 1, k), slice(j, j + last_column + 1, k), slice(None))
                 for i in range(k) for j in range(k)]
 
-    def degree(self, x):
+    def degree(self, x: Degree) -> Degree:
         """Unchanged."""
         return x
 
@@ -90,7 +91,7 @@ class AvgPool2d(_WindowPool):
         RuntimeError: backward before forward.
     """
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, H // k, W // k, C)."""
         def average(out, pixels):
             out[...] = pixels[0] / len(pixels)
@@ -101,7 +102,7 @@ class AvgPool2d(_WindowPool):
         self._keep(x.shape, y.shape)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """(N, H // k, W // k, C) -> (N, H, W, C)."""
         shape, _ = self._take(dy, self._kept and self._kept[1])
         places = self._places(dy)
@@ -126,7 +127,7 @@ class MaxPool2d(_WindowPool):
         RuntimeError: backward before forward.
     """
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, H // k, W // k, C)."""
         def largest(out, pixels):
             out[...] = pixels[0]
@@ -137,7 +138,7 @@ class MaxPool2d(_WindowPool):
         self._keep(x, y)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """(N, H // k, W // k, C) -> (N, H, W, C)."""
         x, y = self._take(dy, self._kept and self._kept[1].shape)
         places = self._places(y)

@@ -8,12 +8,13 @@ nothing else. Where the change of variables stands is kept in the param group un
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
 from minibn.equivalence import streams
-from minibn.equivalence.streams import Frame
+from minibn.equivalence.streams import Frame, Numbers
 from minibn.optim import Step
 from minibn.schedules import nesterov
 
@@ -103,7 +104,8 @@ class Conversion:
         parameters: the set of its converted parameters.
     """
 
-    def __init__(self, optimizer, groups, form, convert):
+    def __init__(self, optimizer: torch.optim.SGD, groups: Iterable, form: str,
+                 convert: Callable[[Step, Numbers, int], tuple[Step, Numbers]]) -> None:
         if not isinstance(optimizer, torch.optim.SGD):
             raise TypeError(f"only torch.optim.SGD can be converted, got {type(optimizer).__name__}: the averages of adaptive "
                             "methods mix gradients of different scales, and no learning-rate schedule makes up for that")
@@ -124,20 +126,20 @@ class Conversion:
         self._spans = [sorted(span) for span in spans if len(span) > 1]
         for group, record in [(group, self._record(group)) for group in self._groups() if _step_of(group)]:
             group[KEY] = record
-        self._hidden = []
+        self._hidden: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         self._hooks = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
-        optimizer._minibn = self  # not copied or pickled with the optimizer, as its hooks are not
+        vars(optimizer)["_minibn"] = self  # not copied or pickled with the optimizer, as its hooks are not
 
-    def members(self, group) -> list[torch.nn.Parameter]:
+    def members(self, group: dict[str, Any]) -> list[torch.nn.Parameter]:
         """The converted parameters of a param group."""
         return [p for p in group["params"] if p in self.parameters]
 
-    def frame(self, group) -> Frame:
+    def frame(self, group: dict[str, Any]) -> Frame:
         """Where the change of variables of a converted param group stands."""
         record = self._record(group)
         return Frame(record["scale"], record["kappa"], record["q"])
 
-    def ratio(self, group) -> float:
+    def ratio(self, group: dict[str, Any]) -> float:
         """How many times as large the weights would be in the script's own form."""
         scale = self.frame(group).scale
         return scale if self._form == "removed" else 1 / scale
@@ -161,7 +163,7 @@ class Conversion:
             del group[KEY]
         for hook in self._hooks:
             hook.remove()
-        del self.optimizer._minibn
+        del vars(self.optimizer)["_minibn"]
 
     def _groups(self):
         return [group for group in self.optimizer.param_groups if self.members(group)]
@@ -220,10 +222,11 @@ class Conversion:
         """(group, its converted parameters, their Step, the record after it), or None where torch would not step; no effect."""
         members, record = self.members(group), self._record(group)
         missing = [p for p in members if p.grad is None]
+        sparse = [p for p in members if p.grad is not None and p.grad.is_sparse]
         if len(missing) == len(members):
             return None
-        if missing or any(p.grad.is_sparse for p in members):
-            bad, what = (missing, "no") if missing else ([p for p in members if p.grad.is_sparse], "a sparse")
+        if missing or sparse:
+            bad, what = (missing, "no") if missing else (sparse, "a sparse")
             raise RuntimeError(
                 f"{len(bad)} of the {len(members)} converted parameters of a param group, of shapes "
                 f"{[tuple(p.shape) for p in bad[:4]]}, have {what} gradient at this step, so their weight decay differs from the "

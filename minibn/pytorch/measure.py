@@ -11,7 +11,7 @@ minibn network.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -80,7 +80,7 @@ class Report:
     gaps: list[float]
     basis: list[dict[str, int]]
 
-    def __init__(self, own, found, gaps, eps):
+    def __init__(self, own: dict[str, torch.nn.Parameter], found: Symmetries, gaps: list[float], eps: float) -> None:
         self._own, self._found, self._eps = own, found, eps
         self.groups, self.gaps, self.basis = found.groups, gaps, found.basis
 
@@ -91,7 +91,7 @@ class Report:
     def parameters(self) -> list[torch.nn.Parameter]:
         return [p for group in self for p in group]
 
-    def is_scale_invariant(self, names) -> bool:
+    def is_scale_invariant(self, names: Iterable[str]) -> bool:
         """Whether multiplying all parameters in `names` by the same c > 0 leaves the loss as it is, but for eps.
 
         Raises:
