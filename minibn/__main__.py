@@ -103,7 +103,7 @@ def convert(read: str | None, steps: int | None, schedule: str, lr: float, momen
             milestones: list[int], factor: float, final: float, growth: float, warmup: int, nesterov: bool, decoupled: bool,
             to_weight_decay: float | None, no_rescale: bool) -> int:
     """Write a schedule without weight decay, or with another, as CSV."""
-    with nullcontext(sys.stdin) if read in (None, "-") else open(read, newline="", encoding="utf-8") as file:
+    with nullcontext(sys.stdin) if read is None or read == "-" else open(read, newline="", encoding="utf-8") as file:
         if read is not None:
             stream = schedules.read_csv(file)
         elif steps is None:

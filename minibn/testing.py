@@ -164,7 +164,7 @@ def check_degree(module: Module, x: np.ndarray, *, rng: Generator) -> None:
             for theta in points:
                 c = math.exp(rng.uniform(0.3, 1.0) * rng.choice([-1, 1]) / max(map(abs, exponents.values())))
                 expected = c ** float(degree) * f(theta)
-                gap = np.linalg.norm(f(_scaled(theta, c, exponents)) - expected) / max(np.linalg.norm(expected), 1e-300)
+                gap = np.linalg.norm(f(_scaled(theta, c, exponents)) - expected) / max(float(np.linalg.norm(expected)), 1e-300)
                 assert gap < 1e-8, (f"{module}.degree is wrong: it claims that scaling {_words(exponents)} multiplies the output"
                                     f"{' without its mean' if centred else ''} by c^{degree}, but the gap is {gap:.1e}")
         rows = np.concatenate([_derivatives(f, theta, names) for theta in points])
