@@ -172,12 +172,12 @@ def norm(arrays: Iterable[Array]) -> Array:
 
     Squares are taken in float64, so float32 weights as large as 1e38 do not overflow.
     """
-    total = 0.0
+    squares = []
     for x in arrays:
         xp = array_namespace(x)
         wide = xp.astype(xp.reshape(x, (-1,)), xp.float64)
-        total = total + xp.vecdot(wide, wide)
-    return total**0.5
+        squares.append(xp.vecdot(wide, wide))
+    return xp.sqrt(sum(squares[1:], start=squares[0])) if squares else 0.0  # of arrays 2^k times as large exactly 2^k times
 
 
 def dtype_name(x: Array) -> str:
