@@ -28,6 +28,7 @@ def main():
         print(peak_memory(options.memory, size))
         return
     turns = 3 if options.quick else 15
+    memory = {name: measured_memory(name, options.quick) for name in MAKERS}  # first: a child inherits its parent's peak
     steps = {name: step for name, make in MAKERS.items() if (step := tried(make, size))}
     slow = {name: steps.pop(name) for name in ["MyGrad"] if name in steps}
     net = models.preresnet(size["depth"], width=size["width"], rng=np.random.default_rng(0))
@@ -45,8 +46,8 @@ def main():
     for name, values in seconds.items():
         same = len(values) == len(ours)
         ratio = bench.spread(values / ours, "{:.2f}") if same else f"{np.median(values) / np.median(ours):.1f}"
-        memory = measured_memory(name, options.quick) if name in MAKERS else "-"
-        rows.append([name, bench.spread(values * 1e3, "{:.0f}"), f"{size['batch'] / np.median(values):.0f}", ratio, memory])
+        images = f"{size['batch'] / np.median(values):.0f}"
+        rows.append([name, bench.spread(values * 1e3, "{:.0f}"), images, ratio, memory.get(name, "-")])
     work = sum(6 * m * k * n for m, k, n in shapes)
     floor = np.median(seconds["bare matrix products"])
     text = [bench.table(["", "ms a step", "images/s", "time / minibn's", "peak memory, MB (before the first step)"], rows), "",
@@ -118,8 +119,10 @@ def peak_memory(name, size):
 
 
 def measured_memory(name, quick):
+    """`peak_memory` of a process of its own; "-" without the library."""
     command = [sys.executable, __file__, "--memory", name, *(["--quick"] if quick else [])]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run(command, capture_output=True, text=True)
+    return "-" if "ModuleNotFoundError" in done.stderr else done.stdout.strip()
 
 
 if __name__ == "__main__":
