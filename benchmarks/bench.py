@@ -30,9 +30,10 @@ def flags(doc, **options):
 
 
 def alternate(contenders, turns, prepare=None):
-    """{name: seconds of each turn} of functions called in turn, after a first call that is not counted.
+    """{name: seconds of each turn} of functions called in turn.
 
-    minibn's contenders run in `backend.threads`, as `training.fit` does, and the others outside, with their own threads.
+    A turn is two calls, and the second counts: the first wakes the contender's own threads, lets those of the one before fall
+    asleep (PyTorch's wait actively for some milliseconds), and brings its memory back into the cache. minibn's contenders run in `backend.threads`, as `training.fit` does, and the others outside, with their own threads.
 
     Args:
         contenders: {name: function without arguments}.
@@ -41,14 +42,15 @@ def alternate(contenders, turns, prepare=None):
     """
     prepare = prepare or {}
     seconds = {name: [] for name in contenders}
-    for turn in range(turns + 1):
+    for _ in range(turns):
         for name, function in contenders.items():
             with nullcontext() if name.startswith(("PyTorch", "MyGrad")) else backend.threads():
-                prepare.get(name, lambda: None)()
-                start = time.perf_counter()
-                function()
-                if turn:
-                    seconds[name].append(time.perf_counter() - start)
+                for _ in range(2):
+                    prepare.get(name, lambda: None)()
+                    start = time.perf_counter()
+                    function()
+                    elapsed = time.perf_counter() - start
+            seconds[name].append(elapsed)
     return {name: np.array(values) for name, values in seconds.items()}
 
 

@@ -52,7 +52,7 @@ class _Normalisation(Module):
         rows, scale, shift = _widen(x, scale, shift)
         y = xp.empty(rows.shape, dtype=x.dtype, device=device(x))
 
-        def normalise(s):
+        def normalise(s):  # y = x scale + shift, two passes over the numbers
             out = y[s, ...]
             into(out, xp.multiply, rows[s, ...], self._of(s, scale))
             out += self._of(s, shift)
