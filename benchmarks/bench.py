@@ -29,28 +29,33 @@ def flags(doc, **options):
     return parser.parse_args()
 
 
-def alternate(contenders, turns, prepare=None):
+def alternate(contenders, turns, prepare=None, around=None):
     """{name: seconds of each turn} of functions called in turn.
 
-    A turn is two calls, and the second counts: the first wakes the contender's own threads, lets those of the one before fall
-    asleep (PyTorch's wait actively for some milliseconds), and brings its memory back into the cache. minibn's contenders run in `backend.threads`, as `training.fit` does, and the others outside, with their own threads.
+    A turn is a row of calls, at least two and at least 20 ms of them, and the last counts: the first ones wake the contender's
+    own threads, let those of the one before fall asleep (PyTorch's wait actively for some milliseconds), and bring its memory
+    back into the cache.
 
     Args:
         contenders: {name: function without arguments}.
         turns: how many.
-        prepare: {name: function} to call before each turn, not counted.
+        prepare: {name: function} to call before each call, not counted.
+        around: {name: maker of the context manager in which a turn is}; if not given, minibn's contenders run in
+            `backend.threads`, as `training.fit` does, and the others with their own threads.
     """
-    prepare = prepare or {}
+    prepare, around = prepare or {}, around or {}
     seconds = {name: [] for name in contenders}
     for _ in range(turns):
         for name, function in contenders.items():
-            with nullcontext() if name.startswith(("PyTorch", "MyGrad")) else backend.threads():
-                for _ in range(2):
+            default = nullcontext if name.startswith(("PyTorch", "MyGrad")) else backend.threads
+            with around.get(name, default)():
+                calls = []
+                while len(calls) < 2 or sum(calls) < 0.02:
                     prepare.get(name, lambda: None)()
                     start = time.perf_counter()
                     function()
-                    elapsed = time.perf_counter() - start
-            seconds[name].append(elapsed)
+                    calls.append(time.perf_counter() - start)
+            seconds[name].append(calls[-1])
     return {name: np.array(values) for name, values in seconds.items()}
 
 

@@ -38,16 +38,9 @@ def main():
 
 def thread_rows(size, turns):
     """The same step on 1 to all cores, in turns."""
-    def on(threads):
-        step = contenders.minibn(**size)
-
-        def run():
-            with backend.threads(threads):
-                step()
-
-        return run
-
-    seconds = bench.alternate({str(n): on(n) for n in range(1, backend.cores() + 1)}, turns)
+    counts = {str(n): n for n in range(1, backend.cores() + 1)}
+    seconds = bench.alternate({name: contenders.minibn(**size) for name in counts}, turns,
+                              around={name: lambda n=n: backend.threads(n) for name, n in counts.items()})
     return [[name, bench.spread(values * 1e3), bench.spread(seconds["1"] / values, "{:.2f}")] for name, values in seconds.items()]
 
 

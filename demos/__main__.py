@@ -1,6 +1,6 @@
 """`python -m demos`: run all demos, or some by name, and leave their pictures and an index page in a folder.
 
-    python -m demos                         all, about 6 minutes on two cores
+    python -m demos                         all, about 8 minutes on two cores
     python -m demos toy texp --quick        those whose names contain one of the words, in small
     python -m demos --gallery               all, and renew the gallery of the README
 """
