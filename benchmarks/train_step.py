@@ -122,7 +122,10 @@ def measured_memory(name, quick):
     """`peak_memory` of a process of its own; "-" without the library."""
     command = [sys.executable, __file__, "--memory", name, *(["--quick"] if quick else [])]
     done = subprocess.run(command, capture_output=True, text=True)
-    return "-" if "ModuleNotFoundError" in done.stderr else done.stdout.strip()
+    if "ModuleNotFoundError" in done.stderr:
+        return "-"
+    done.check_returncode()
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":

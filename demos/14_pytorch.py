@@ -14,7 +14,7 @@ from pathlib import Path
 import lab
 import numpy as np
 
-lab.need("torch", "PyTorch", 'pip install "minibn[torch]"')
+lab.need("torch", "PyTorch", "pip install torch")
 import torch  # noqa: E402
 import torch_script  # noqa: E402
 

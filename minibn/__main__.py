@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named = bool(arguments) and arguments[0] in COMMANDS
     command, make_parser = COMMANDS[arguments[0]] if named else (compare, _compare_flags)
     parser = make_parser()
+    if arguments and not named and not arguments[0].startswith("-"):
+        parser.error(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
     flags = vars(parser.parse_args(arguments[named:]))
     try:
         return command(**flags)
@@ -94,7 +96,7 @@ def _executor(workers, dask):
     try:
         from dask.distributed import Client
     except ImportError as error:
-        raise ImportError("--dask needs dask.distributed: pip install 'minibn[dask]'") from error
+        raise ImportError("--dask needs dask.distributed: pip install distributed") from error
     with Client(dask) as client, client.get_executor() as executor:
         yield executor
 

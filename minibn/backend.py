@@ -36,8 +36,8 @@ from array_api_compat import (
 from threadpoolctl import threadpool_limits
 
 __all__ = ["Array", "BackendError", "LIBRARIES", "Namespace", "array_namespace", "asarray", "convert", "cores", "device",
-           "dtype_name", "elementwise", "into", "is_on_host", "library", "map_chunks", "move", "norm", "read", "sum_rows",
-           "threads", "to_numpy"]
+           "dtype_name", "elementwise", "into", "is_floating", "is_on_host", "library", "map_chunks", "move", "norm", "read",
+           "sum_rows", "threads", "to_numpy"]
 
 # An array of NumPy, CuPy, PyTorch or array-api-strict. To a type checker it is Any: the standard has no class for it, the hints
 # of these libraries differ, and a protocol of every operator and attribute that is used here would be a file of its own.
@@ -60,6 +60,10 @@ def threads(count: int | None = None) -> Iterator[None]:
     sums are added in the order of the chunks. Outside such a block everything runs in the calling thread,
     which is what one wants in a debugger; BLAS is then left as it is.
 
+    From the first such block on, memory that is freed inside stays with the process until the outermost block ends: otherwise the
+    C library (glibc; others are left alone) gives activations back to the system after each step, which clears every page anew
+    in the next one, a tenth of its time. Setting one of glibc's own `MALLOC_…` environment variables keeps this off.
+
     Args:
         count: number of Python threads, at least 1. None: as many as the surrounding block has, or else
             one for each core this process may use.
@@ -72,7 +76,7 @@ def threads(count: int | None = None) -> Iterator[None]:
     if count is None and _workers.get() is not None:
         yield
         return
-    _keep_freed_memory()
+    libc, outermost = _libc(), _workers.get() is None
     count = count or cores()
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
         token = _workers.set((pool, count))
@@ -80,6 +84,8 @@ def threads(count: int | None = None) -> Iterator[None]:
             yield
         finally:
             _workers.reset(token)
+            if libc and outermost:
+                libc.malloc_trim(0)  # gives all of it back
 
 
 def cores() -> int:
@@ -87,28 +93,32 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@cache
-def _keep_freed_memory():
-    """Ask the C library (glibc; others have no such function) to keep freed memory for the next allocation.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _workers.set(None))  # its threads are not in the child
 
-    As it stands, it gives activations back to the system at the end of each step, which then clears every page anew in the
-    next step: a tenth of the time of a training step (`benchmarks/train_step.py`). Peak memory stays the same.
-    """
+
+@cache
+def _libc():
+    """glibc, told to keep freed memory, or None where there is another C library or the user has told it something else."""
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
     with suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that it takes
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim") and not any(name.startswith("MALLOC_") for name in os.environ):
+            libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that it takes
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            return libc
+    return None
 
 
 def map_chunks(function: Callable[[slice], Any], x: Array, numbers_per_item: int, chunk_bytes: int = 2**20) -> list:
-    """`[function(slice(0, n)), function(slice(n, 2n)), …]` over the first axis of `x`, in order.
+    """`[function(slice) for each chunk]` of the first axis of `x`, in order.
 
     Args:
         function: called with a slice of the first axis; called from several threads inside `threads`.
         x: the array whose first axis is cut. Only NumPy arrays are: on a GPU one chunk is fastest.
         numbers_per_item: how many numbers of x's dtype one item of the first axis becomes inside `function`.
-        chunk_bytes: memory for one chunk, chosen so that it stays in the cache; never the number of threads.
+        chunk_bytes: at most so much memory for one chunk, so that it stays in the cache. Chunks are equal parts, and their
+            number never depends on that of the threads.
 
     Returns:
         list of what `function` returned.
@@ -122,7 +132,7 @@ def map_chunks(function: Callable[[slice], Any], x: Array, numbers_per_item: int
     tickets = itertools.count()
 
     def work():
-        while (i := next(tickets)) < count and not failed:  # whoever is free takes the next chunk
+        while (i := next(tickets)) < count and not failed:  # whoever is free takes the next chunk; `next` holds the GIL
             try:
                 results[i] = function(slices[i])
             except BaseException:
@@ -135,7 +145,8 @@ def map_chunks(function: Callable[[slice], Any], x: Array, numbers_per_item: int
         work()
     finally:
         for other in others:
-            other.result()
+            if not other.cancel():
+                other.result()
     return results
 
 
@@ -178,6 +189,11 @@ def norm(arrays: Iterable[Array]) -> Array:
         wide = xp.astype(xp.reshape(x, (-1,)), xp.float64)
         squares.append(xp.vecdot(wide, wide))
     return xp.sqrt(sum(squares[1:], start=squares[0])) if squares else 0.0  # of arrays 2^k times as large exactly 2^k times
+
+
+def is_floating(x: Array) -> bool:
+    """Whether the array's numbers are real floating-point ones."""
+    return array_namespace(x).isdtype(x.dtype, "real floating")
 
 
 def dtype_name(x: Array) -> str:
@@ -249,11 +265,11 @@ def library(name: str) -> tuple[Namespace, Any]:
         ValueError: another name.
         BackendError: the library is not installed, or CuPy has no GPU that works; the message is one sentence.
     """
-    extras = {"cupy": "'minibn[cuda12]' or 'minibn[cuda13]'", "torch": "'minibn[torch]'", "array_api_strict": "'minibn[test]'"}
-    if name not in ("numpy", *extras):
-        raise ValueError(f"backend must be one of {['numpy', *extras]}, got {name!r}")
+    packages = {"cupy": "cupy-cuda12x or cupy-cuda13x", "torch": "torch", "array_api_strict": "array-api-strict"}
+    if name not in ("numpy", *packages):
+        raise ValueError(f"backend must be one of {['numpy', *packages]}, got {name!r}")
     if find_spec(name) is None:
-        raise BackendError(f"backend {name!r} was asked for but is not installed: pip install {extras[name]}")
+        raise BackendError(f"backend {name!r} was asked for but is not installed: pip install {packages[name]}")
     found, where = import_module(name if name == "array_api_strict" else f"array_api_compat.{name}"), None
     if name == "torch":
         where = "cuda" if found.cuda.is_available() else "cpu"

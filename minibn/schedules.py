@@ -218,6 +218,7 @@ def lr_function(schedule: Schedule, steps: int) -> Callable[[Any], Any]:
         table = xp.asarray(rates, device=device(t))
         if max(rates) > xp.finfo(table.dtype).max:
             raise OverflowError(f"lr_function: lr grows to {max(rates):.3g}, beyond {table.dtype}; take fewer steps, or float64")
+        t = xp.astype(t, xp.asarray(0).dtype, copy=False)  # the library's own integers, which may be an index
         return xp.reshape(xp.take(table, xp.reshape(xp.clip(t, 0, steps - 1), (-1,)), axis=0), t.shape)
 
     return lr

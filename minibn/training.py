@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
@@ -32,15 +33,18 @@ class Conversion:
         optimizers: {"invariant": SGD, "rest": SGD} for `fit`; without "rest" if every parameter is converted.
         names: the converted parameters.
         reasons: {name of every other parameter: why it keeps the given schedule}.
+        eps: the largest of the network's normalisations; above 0 the conversion is approximate.
     """
 
     optimizers: dict[str, SGD]
     names: tuple[str, ...]
     reasons: dict[str, str]
+    eps: float = 0.0
 
     def __str__(self):
         kept = [f"  {name}: {reason}" for name, reason in self.reasons.items()]
-        return "\n".join(["converted: " + ", ".join(self.names), "as they were:" if kept else "as they were: none", *kept])
+        near = [f"approximate: the normalisations have eps of up to {self.eps:g}; with eps=0 it is exact"] if self.eps else []
+        return "\n".join(["converted: " + ", ".join(self.names), "as they were:" if kept else "as they were: none", *kept, *near])
 
 
 def convert(model: nn.Module, schedule: Schedule, names: Iterable[str] | None = None, *,
@@ -74,7 +78,8 @@ def convert(model: nn.Module, schedule: Schedule, names: Iterable[str] | None = 
         groups["invariant" if name in names else "rest"][0].append(parameter)
     reasons = {name: "not among the names given" if any(name in group for group in found.groups) else found.explain(name)
                for name in found.names if name not in names}
-    return Conversion({group: SGD(*pair) for group, pair in groups.items() if pair[0]}, tuple(names), reasons)
+    return Conversion({group: SGD(*pair) for group, pair in groups.items() if pair[0]}, tuple(names), reasons,
+                      max(found.eps.values(), default=0.0))
 
 
 def fit(model: nn.Module, optimizers: Mapping[str, SGD], x: Array, y: Array, *, epochs: int, batch_size: int, rng: Generator,
@@ -148,7 +153,8 @@ def fit(model: nn.Module, optimizers: Mapping[str, SGD], x: Array, y: Array, *, 
                 save = path and (step % every == 0 or step == last)
                 end = validation and step % per_epoch == 0
                 if validation:
-                    row["test_loss"], row["test_accuracy"] = evaluate(model, *validation) if end else (math.nan, math.nan)
+                    measured = evaluate(model, *validation, loss=loss) if end else (math.nan, math.nan)
+                    row["test_loss"], row["test_accuracy"] = measured
                 if save or end or step == last or time.monotonic() >= look:
                     _collect(pending, history, optimizers, saved)
                     _show(bar, history)
@@ -212,13 +218,9 @@ def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int |
     """
     if x.shape[0] == 0:
         raise ValueError("predict needs at least one example")
-    mode, where = model.training, next(model.arrays(), None)
-    model.eval()
-    try:
-        with backend.threads(threads):
-            parts = [model(_part(x, i, batch_size, where)) for i in range(0, x.shape[0], batch_size)]
-    finally:
-        model.train(mode)
+    where = next(model.arrays(), None)
+    with _mode(model, train=False), backend.threads(threads):
+        parts = [model(_part(x, i, batch_size, where)) for i in range(0, x.shape[0], batch_size)]
     return backend.move(array_namespace(parts[0]).concat(parts, axis=0), x)
 
 
@@ -230,16 +232,14 @@ def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int
     statistics taken anew it is, so two equivalent runs agree in evaluation too.
     """
     norms = [module for _, module in model.named_modules() if isinstance(module, nn.BatchNorm)]
-    momenta, mode, where = [norm.momentum for norm in norms], model.training, next(model.arrays(), None)
-    model.train()
+    momenta, where = [norm.momentum for norm in norms], next(model.arrays(), None)
     try:
-        with backend.threads(threads):
+        with _mode(model, train=True), backend.threads(threads):
             for count, i in enumerate(range(0, max(x.shape[0] - batch_size, 0) + 1, batch_size), 1):
                 for norm in norms:
                     norm.momentum = 1 / count  # the mean of `count` batches
                 model(_part(x, i, batch_size, where))
     finally:
-        model.train(mode)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
@@ -249,9 +249,23 @@ def _part(x, start, size, where):
     return backend.move(x[start : min(start + size, x.shape[0]), ...], where)
 
 
-def _accuracy(logits, y):
-    xp = array_namespace(logits)
-    return xp.mean(xp.astype(xp.argmax(logits, axis=1) == y, logits.dtype))
+@contextmanager
+def _mode(model, *, train):
+    """The whole model in training or evaluation mode, and each module back in its own afterwards."""
+    before = [(module, module.training) for _, module in model.named_modules()]
+    model.train(train)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def _accuracy(outputs, y):
+    """The part of largest logits (N, K), or of scores (N,) with the sign of their label, that are right."""
+    xp = array_namespace(outputs)
+    right = xp.argmax(outputs, axis=1) == y if outputs.ndim > 1 else (outputs > 0) == (y > 0)
+    return xp.mean(xp.astype(right, outputs.dtype))
 
 
 def _divergence(what, step, rates, saved):

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
@@ -384,3 +386,67 @@ def test_pandas_reads_a_history_as_it_is(tmp_path):
     assert table["test_loss"].notna().tolist() == [False, False, False, True, False, False, False]
     for name in history.columns:
         np.testing.assert_allclose(table[name], history[name], rtol=1e-15, err_msg=name)
+
+
+class Squares(nn.Module):
+    """Mean square of the difference between logits (N, K) and onehot(y)."""
+
+    def __call__(self, logits, labels):
+        self._keep(logits - np.eye(logits.shape[1], dtype=logits.dtype)[labels])
+        return np.mean(self._kept[0] ** 2)
+
+    def backward(self):
+        (difference,) = self._take(None)
+        return 2 * difference / difference.size
+
+
+def test_validation_is_by_the_loss_that_is_trained():
+    rng = np.random.default_rng(0)
+    net, x, y = nn.Linear(4, 3, rng=rng), rng.standard_normal((32, 4)).astype("float32"), rng.integers(3, size=32)
+    history = fit(net, {"all": SGD(net.parameters(), schedules.constant(0.1))}, x, y, epochs=1, batch_size=8, rng=rng,
+                           loss=Squares(), validation=(x, y), progress=False)
+    assert history["test_loss"][-1] == pytest.approx(Squares()(net(x), y))
+
+
+def test_accuracy_of_scores_is_that_of_their_signs():
+    net = nn.Sequential(nn.Linear(1, 1, bias=False, rng=np.random.default_rng(0)), Column())
+    net[0].weight.data[...] = 1
+    x, y = np.array([[1.0], [2], [-1], [-3]], dtype="float32"), np.array([1, -1, -1, -1])
+    assert evaluate(net, x, y, loss=nn.Logistic())[1] == 0.75
+
+
+class Column(nn.Module):
+    """(N, 1) -> (N,)."""
+
+    def forward(self, x):
+        return x[:, 0]
+
+
+def test_evaluation_leaves_each_module_in_its_own_mode():
+    rng = np.random.default_rng(0)
+    net, x = nn.Sequential(nn.BatchNorm(4), nn.BatchNorm(4)), rng.standard_normal((8, 4)).astype("float32")
+    net[0].eval()  # frozen
+    predict(net, x)
+    update_bn(net, x)
+    assert [module.training for module in (net, net[0], net[1])] == [True, False, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_does_not_wait_for_threads_that_it_has_not():
+    code = """
+import os, signal, warnings
+import numpy as np
+from minibn import backend
+warnings.simplefilter("ignore")
+x = np.zeros((8, 2**18), dtype=np.float32)
+with backend.threads(2):
+    backend.map_chunks(lambda s: None, x, x.shape[1])
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        backend.map_chunks(lambda s: None, x, x.shape[1])
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"

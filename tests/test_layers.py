@@ -242,3 +242,27 @@ def test_windows_are_what_a_row_of_the_kernel_sees(width):
     assert seen.shape == (2, 4, 8 - width, width * 3)
     for j in range(8 - width):
         np.testing.assert_array_equal(seen[:, :, j], x[:, :, j : j + width].reshape(2, 4, -1))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 3, 3, padding=1, rng=np.random.default_rng(0)), nn.BatchNorm(3), nn.ReLU(),
+                                   nn.MaxPool2d(1), nn.AvgPool2d(1)], ids=str)
+def test_dy_of_another_dtype_is_refused(layer):
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype("float32")
+    layer(x)
+    with pytest.raises(TypeError, match="backward needs dy of dtype .*float32.*, got int64"):
+        layer.backward(np.ones(x.shape, dtype="int64"))
+
+
+def test_input_that_is_not_floating_is_refused():
+    for layer in (nn.AvgPool2d(2), nn.GlobalAvgPool(), nn.LayerNorm(3, affine=False)):
+        with pytest.raises(TypeError, match="needs an input of floating dtype, got int64"):
+            layer(np.ones((2, 4, 4, 3), dtype="int64"))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-30, 1e-5])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_constant_channel_gives_beta_however_large(dtype, eps):
+    layer = nn.BatchNorm(2, eps=eps, dtype=dtype)
+    layer.bias.data[...] = 0.5
+    y = layer(np.full((3, 4, 4, 2), 1e6, dtype=dtype))
+    np.testing.assert_allclose(y, 0.5, rtol=0, atol=1e-4)

@@ -55,7 +55,7 @@ def test_exit_status_1_when_the_runs_differ(tmp_path, capsys, monkeypatch):
     (["--lr", "nan"], "--lr: needs a number of at least 0, got 'nan'"),
     (["--momentum", "1"], "--momentum: needs a number from 0 to 1, got '1'"),
     (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
-    (["--lr", "1", "--weight-decay", "1", "--quiet"], "cannot be converted: lr=0.0"),
+    (["--lr", "1", "--weight-decay", "1", "--quiet"], "cannot be converted: weight decay would carry"),
     (["--output", __file__, "--quiet"], "File exists"),
     (["sweep", "--norm", "none"], "invalid choice: 'none'"), (["sweep", "--lr", "-1"], "lr=-1"),
     (["train", "--data", "cifar10", "--path", "no/such"], "no CIFAR-10 at no/such: it does not exist. Download"),
@@ -131,7 +131,7 @@ def test_bad_csv(text, message):
 @pytest.mark.parametrize(("flags", "message"), [
     (["convert"], "convert needs --steps"),
     (["convert", "--steps", "5", "--read", "no/such/file"], "No such file"),
-    (["convert", "--steps", "500", "--lr", "1", "--weight-decay", "1"], "cannot be converted: lr=1"),
+    (["convert", "--steps", "500", "--lr", "1", "--weight-decay", "1"], "cannot be converted: weight decay would carry"),
     (["convert", "--steps", "0"], "--steps: needs a whole number of at least 1, got '0'"),
     (["convert", "--steps", "5", "--schedule", "magic"], "invalid choice: 'magic'"),
     (["symmetries"], "the following arguments are required: model"),

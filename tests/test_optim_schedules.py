@@ -223,3 +223,11 @@ def test_the_precision_of_a_steps_numbers_is_not_that_of_schedules_or_weights(ki
     assert w.data.dtype == np.float32
     exact = Step(float(kind(0.1)), float(kind(0.9)), float(kind(5e-4)))
     assert list(remove_weight_decay([step] * 100)) == list(remove_weight_decay([exact] * 100))
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "int64"])
+def test_lr_function_takes_integers_of_any_size(kind):
+    torch = pytest.importorskip("torch")
+    lr = schedules.lr_function(schedules.exponential(1.0, 2.0), 5)
+    assert lr(torch.tensor([3, 9], dtype=getattr(torch, kind))).tolist() == [8, 16]
+    assert lr(np.array([3, 9], dtype=kind)).tolist() == [8, 16]

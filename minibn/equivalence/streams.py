@@ -214,9 +214,10 @@ def remove_step(step: Step, frame: Numbers, band: float | None = None, t: int = 
     new_q = b + lr * lookahead * drag
     if not (alpha > 0 and b > 0 and new_q > 0):
         raise ValueError(
-            f"step {t} cannot be converted: lr={lr} times the decay of the weights ({drag:.4g} for each unit of velocity, "
-            f"from weight_decay={decay} and momentum={momentum}; shrink={step.shrink}) would multiply the weights by "
-            f"alpha={alpha:.4g}, which must be above 0. Lower the learning rate or the weight decay.")
+            f"step {t} cannot be converted: weight decay would carry the weights through zero, multiplying them by "
+            f"alpha={alpha:.4g}, which must be above 0 (lr={lr}, momentum={momentum}, weight_decay={decay}, "
+            f"shrink={step.shrink}). Lower the learning rate or the weight decay; where they stay constant, heavy-ball "
+            "momentum allows an lr * weight_decay of up to (1 - sqrt(momentum))**2.")
     new_scale = alpha * scale
     denominator = b * scale * new_scale
     new_lr = lr * new_q / denominator if denominator else math.inf

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from minibn import backend
-from minibn.backend import Array, Namespace, array_namespace
+from minibn.backend import Array, Namespace, array_namespace, is_floating
 from minibn.degree import Degree
 
 Self = TypeVar("Self", bound="Module")  # typing has it since Python 3.11
@@ -173,12 +173,17 @@ class Module:
         self._kept = values
 
     def _take(self, dy, shape=None):
-        """What `forward` kept, once; checks that `dy` has the shape of the output."""
+        """What `forward` kept, once; checks that `dy` has the shape of the output and the dtype of the numbers kept."""
         if self._kept is None:
             raise RuntimeError(f"{self}.backward was called before forward: every backward needs a forward of its own "
                                "(and a module can stand at one place of a network only)")
         if shape is not None and tuple(dy.shape) != tuple(shape):
             raise ValueError(f"{self}.backward needs dy of the output's shape {tuple(shape)}, got {tuple(dy.shape)}")
+        if dy is not None:
+            given = backend.dtype_name(dy)
+            wanted = {backend.dtype_name(k) for k in self._kept if hasattr(k, "dtype") and is_floating(k)}
+            if not is_floating(dy) or wanted - {given}:
+                raise TypeError(f"{self}.backward needs dy of dtype {' or '.join(wanted) or 'float32 or float64'}, got {given}")
         kept, self._kept = self._kept, None
         return kept
 
@@ -192,6 +197,8 @@ class Module:
             wanted = ", ".join(str(n) for n in shape)
             raise ValueError(f"{self} needs input of shape ({wanted}), got {given}; images are channels last "
                              "and no axis may be empty")
+        if not is_floating(x):
+            raise TypeError(f"{self} needs an input of floating dtype, got {backend.dtype_name(x)}")
         if like is not None and x.dtype != like.dtype:
             raise TypeError(f"{self} has {backend.dtype_name(like)} parameters but its input is "
                             f"{backend.dtype_name(x)}; convert the input, or the module with .to(dtype=...)")

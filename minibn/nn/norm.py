@@ -13,7 +13,10 @@ for each of B blocks, and a set is all the rows of one block and one group of ne
     | LayerNorm    | N | H·W   | C                 |
 
 ε = 0 is legal, and is what makes a network exactly scale-invariant: y(c x) = y(x) for c > 0. A set whose numbers are all
-equal, up to rounding, then gives x̂ = 0 and dx = 0.
+equal, up to rounding that ε does not cover, gives x̂ = 0 and dx = 0. In float32 σ may lie between about 1e-19 and 1e19.
+
+y is computed as `x scale + shift`, with two numbers a channel. Rounding is then relative to |μ| / σ, as in PyTorch: 2e-5 where
+that is 100, in float32.
 """
 
 import math
@@ -127,11 +130,11 @@ class _Normalisation(Module):
         return first + rest, xp.maximum(square - rest**2, xp.zeros_like(square))
 
     def _inverse_std(self, mean, var):
-        """1 / √(σ² + ε), and 0 where ε = 0 and the set's spread is rounding error: σ below 4 ulps of μ."""
+        """1 / √(σ² + ε), and 0 where that is rounding error, below 4 ulps of μ: the set is constant."""
         xp = array_namespace(var)
         noise = (4 * xp.finfo(var.dtype).eps * mean) ** 2
-        constant = (var <= noise) & (self.eps == 0)
-        return xp.where(constant, xp.zeros_like(var), 1 / xp.sqrt(xp.where(constant, xp.ones_like(var), var) + self.eps))
+        constant = var + self.eps <= noise
+        return xp.where(constant, xp.zeros_like(var), 1 / xp.sqrt(xp.where(constant, xp.ones_like(var), var + self.eps)))
 
     def _fixed_statistics(self):
         return False

@@ -11,7 +11,7 @@
 try:
     import torch  # noqa: F401
 except ImportError as error:
-    raise ImportError('minibn.pytorch needs PyTorch; install it with: pip install "minibn[torch]", or from '
+    raise ImportError('minibn.pytorch needs PyTorch; install it with: pip install torch, or from '
                       "https://pytorch.org/get-started/locally") from error
 
 from minibn.pytorch.hooks import Conversion, add_weight_decay, effective_lr, remove_weight_decay

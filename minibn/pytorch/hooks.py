@@ -29,7 +29,8 @@ def remove_weight_decay(optimizer: torch.optim.SGD, groups: Iterable, *, band: f
     they would be, the function is the same: exactly for normalisations with next to no eps, 1e-30 (see `report`).
 
     A checkpoint has weights, momentum and P in their converted form. Call this in every script that goes on from one, before
-    or after `optimizer.load_state_dict`. A checkpoint from before the conversion may be loaded as well.
+    or after `optimizer.load_state_dict`: without it training goes on wrongly, and nothing says so. `handle.remove()` before
+    saving makes an ordinary checkpoint. One from before the conversion may be loaded as well.
 
     What the hooks cannot do for a script:
 
@@ -73,7 +74,7 @@ def add_weight_decay(optimizer: torch.optim.SGD, weight_decay: float, groups: It
 
 
 def effective_lr(optimizer: torch.optim.Optimizer, groups: Iterable | None = None) -> list[float]:
-    """`η / |w|²` of each param group, for logging: a number that a conversion does not change.
+    """`η / |w|²` of each param group, for logging: with the same `groups`, a number that a conversion does not change.
 
     η is the script's own learning rate and w the weights as they would be in the script's own form.
 
@@ -121,7 +122,8 @@ class Conversion:
                              "parameters of the model that this optimizer trains")
         self.parameters = {p for group in together for p in group if p.requires_grad}
         if not self.parameters:
-            raise ValueError("there is nothing to convert: no parameters were given that require gradients")
+            raise ValueError("there is nothing to convert: no parameters were given that require gradients (a report of a model "
+                             "without normalisation has none)")
         spans = [{home[p] for p in group if p.requires_grad} for group in together]
         self._spans = [sorted(span) for span in spans if len(span) > 1]
         for group, record in [(group, self._record(group)) for group in self._groups() if _step_of(group)]:
@@ -129,6 +131,10 @@ class Conversion:
         self._hidden: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         self._hooks = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
         vars(optimizer)["_minibn"] = self  # not copied or pickled with the optimizer, as its hooks are not
+
+    def __repr__(self) -> str:
+        scales = ", ".join(f"P = {self.frame(group).scale:.3g}" for group in self._groups())
+        return f"Conversion(weight decay {self._form}, {len(self.parameters)} parameters, {scales})"
 
     def members(self, group: dict[str, Any]) -> list[torch.nn.Parameter]:
         """The converted parameters of a param group."""
@@ -149,8 +155,7 @@ class Conversion:
         """Carry weights, momentum and gradients back to the script's own form, in which training goes on, without hooks."""
         if getattr(self.optimizer, "_minibn", None) is not self:
             return
-        for group in self._groups():
-            frame, ratio = self.frame(group), self.ratio(group)
+        for group, frame, ratio in [(group, self.frame(group), self.ratio(group)) for group in self._groups()]:
             back = frame.add if self._form == "removed" else frame.remove
             for p in self.members(group):
                 buffer = self._buffer(p)
@@ -160,7 +165,7 @@ class Conversion:
                     buffer.copy_(velocity)
                 if p.grad is not None:
                     p.grad.div_(ratio)
-            del group[KEY]
+            group.pop(KEY, None)  # not there if a checkpoint from before the conversion was loaded
         for hook in self._hooks:
             hook.remove()
         del vars(self.optimizer)["_minibn"]
@@ -184,7 +189,7 @@ class Conversion:
 
     def _before(self, optimizer, args, kwargs):
         """Update the converted parameters, as soon as their gradients are there: with a closure, after it."""
-        self._hidden = []
+        self._after()  # if the step before was broken off
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._step()
@@ -197,9 +202,9 @@ class Conversion:
 
         return args[:1], {**kwargs, "closure": closure_and_step}
 
-    def _after(self, optimizer, args, kwargs):
+    def _after(self, *_):
         for p, grad in self._hidden:
-            p.grad = grad
+            p.grad = grad if p.grad is None else p.grad
         self._hidden = []
 
     @torch.no_grad()
@@ -261,6 +266,9 @@ class Conversion:
 
 def _listed(groups):
     """`groups` as lists of parameters, those of each list scale-invariant together as far as that was said."""
+    if isinstance(groups, (str, torch.nn.Module)) or not isinstance(groups, Iterable):
+        raise TypeError("groups must be report(model, loss_fn), Parameters, or param groups of the optimizer; got "
+                        f"{type(groups).__name__}")
     lists = []
     for item in [groups] if isinstance(groups, (dict, torch.Tensor)) else groups:
         if isinstance(item, dict):  # a param group, which has one scale in any case

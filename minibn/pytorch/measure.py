@@ -43,6 +43,8 @@ def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Te
         ValueError: the loss does not depend on the copy's parameters, is not finite, or is too inexact (random, or computed
             in float32 within) to tell.
     """
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function of the model that gives the loss of a batch, got {type(loss_fn).__name__}")
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not own:
         raise ValueError("the model has no parameters that require gradients")
@@ -150,7 +152,8 @@ class _Loss:
         with torch.random.fork_rng(devices=self.devices), torch.enable_grad():
             loss = self.loss_fn(self.model)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            raise ValueError(f"loss_fn(model) must return the scalar loss, a tensor of one number; got {loss!r:.200}")
+            raise ValueError(f"loss_fn(model) must return the scalar loss, a tensor of one number; got "
+                             f"{tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__}")
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is {loss.item()}: give loss_fn another batch")
         if not loss.requires_grad:
