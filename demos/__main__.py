@@ -92,7 +92,7 @@ def gallery(verdicts):
     """Small pictures with captions, as Markdown."""
     entries = []
     for name, verdict in verdicts.items():
-        claims = " ".join(f"{c['claim'][0].upper()}{c['claim'][1:]}: *{c['measured']}*." for c in verdict["claims"])
+        claims = "\n".join(f"- {c['claim'][0].upper()}{c['claim'][1:]}: *{c['measured']}*." for c in verdict["claims"])
         entries.append(f"\n**[{verdict['title'].rstrip('.')}](demos/{name}.py)**\n\n"
                        f"![{verdict['title'].rstrip('.')}](docs/gallery/{name}.png)\n\n{claims}\n")
     return "".join(entries) + "\n"

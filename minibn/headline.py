@@ -74,6 +74,8 @@ def table(experiment: Experiment, runs: Mapping[str, Run], gap: float) -> str:
     logits = np.abs(usual.logits - converted.logits).max()
     tolerance = TOLERANCE[experiment.dtype]
     growth = (lr[1] / lr[0])[-1] / (lr[1] / lr[0])[0]
+    if experiment.dtype == "float32":
+        lines += ["", "float32: rounding is magnified by training; in float64 the two runs are equal to many more digits"]
     lines += ["", f"growth of the learning rate, usual schedule divided out: {growth:.3g} x",
               f"largest gap between the losses of a step: {gap:.2e} (tolerance {tolerance:.0e}: "
               f"{'the same run' if gap <= tolerance else 'NOT the same run'})",
