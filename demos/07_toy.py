@@ -77,6 +77,6 @@ lab.claim("both together converge only if lr times weight decay goes to zero",
           error["BN and weight decay, lr decays"] < 0.6 * error["BN and weight decay"])
 lab.claim(f"Theorem 3.1: from any step, within its window, the error exceeds ε/π = {epsilon / np.pi:.4f} with probability "
           f"{1 - delta:.0%}", f"in {np.mean(exceeded):.1%} of {len(exceeded)} windows of about {np.mean(windows):.0f} steps; the "
-          f" floor is {error['BN and weight decay'] / (epsilon / np.pi):.0f} times higher than ε/π",
+          f"floor is {error['BN and weight decay'] / (epsilon / np.pi):.0f} times higher than ε/π",
           np.mean(exceeded) >= 1 - delta)
 lab.finish("07_toy", __doc__, figure)
