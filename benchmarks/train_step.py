@@ -27,7 +27,7 @@ def main():
     if options.memory:
         print(peak_memory(options.memory, size))
         return
-    turns = 3 if options.quick else 15
+    turns = 1 if options.quick else 15
     memory = {name: measured_memory(name, options.quick) for name in MAKERS}  # first: a child inherits its parent's peak
     steps = {name: step for name, make in MAKERS.items() if (step := tried(make, size))}
     slow = {name: steps.pop(name) for name in ["MyGrad"] if name in steps}
@@ -39,7 +39,7 @@ def main():
         pair = bench.alternate({name: step, "minibn": steps["minibn"]}, 2)
         seconds[name] = pair[name] / pair["minibn"] * np.median(seconds["minibn"])
     double = {"float64": contenders.minibn(**size, dtype="float64"), "float32": steps["minibn"]}
-    double = bench.alternate(double, 3 if options.quick else 7)
+    double = bench.alternate(double, 1 if options.quick else 7)
     with backend.threads():
         split = by_kind(contenders.minibn(**size, net=net), net, 2 if options.quick else 7)
     ours, rows = seconds["minibn"], []
