@@ -367,7 +367,7 @@ def test_rescaling_changes_no_bit_of_a_network():
 @pytest.mark.parametrize("to_converted", [True, False])
 def test_a_network_switches_form_in_mid_run(to_converted):
     """150 steps in one form, its state through the frame, 150 in the other: the losses of the unbroken run."""
-    whole = trained("preresnet", "batch", "usual")
+    whole = trained("preresnet", "batch", "usual", steps=300)
     digits = data.digits("float64")
     net = NETWORKS["preresnet"](norm=nn.BatchNorm, eps=0.0, rng=np.random.default_rng(0), dtype="float64")
     frame = frame_after(usual_schedule(), 150)
