@@ -159,9 +159,10 @@ def into(out: Array, function: Callable[..., Array], *arguments: Array) -> None:
 
 
 def elementwise(function: Callable[..., None], x: Array, *others: Array) -> Array:
-    """`function(x, *others)` for arrays of one shape and dtype, in chunks.
+    """A new array like x, its numbers made from those at the same place of x and `others` (all of one shape), in chunks.
 
-    The function must work on each number by itself; it is called as `function(out, *parts)` and writes into `out`.
+    Args:
+        function: called as `function(out, *parts)`, writes a chunk of the new array into `out`, with `into` for example.
     """
     xp = array_namespace(x)
     y = xp.empty(x.shape, dtype=x.dtype, device=device(x))

@@ -83,16 +83,7 @@ class Conv2d(Module):
         down, across = (phases(*sizes) for sizes in zip(x.shape[1:3], dy.shape[1:3], self.kernel_size, self.stride,
                                                         self.padding, strict=True))
         for (i, u, rows), (j, v, columns) in itertools.product(down, across):
-            inputs, taps = x[:, i, j, :], turned[u, v, ...]
-
-            def differentiate(s, i=i, j=j, rows=rows, columns=columns, inputs=inputs, taps=taps):
-                seen = windows(pad(dy[s, ...], rows, columns), taps.shape[1])
-                dx[s, i, j, :] = correlate(seen, taps, 1, inputs.shape[1])
-                return correlation_gradient(seen, inputs[s, ...], taps.shape[0])
-
-            numbers = (inputs.shape[1] + taps.shape[0]) * inputs.shape[2] * taps.shape[1] * self.out_channels
-            chunks = map_chunks(differentiate, dy, numbers, CHUNK_BYTES)
-            dw[u, v, ...] = xp.reshape(sum(chunks[1:], start=chunks[0]), taps.shape)
+            dw[u, v, ...] = phase_gradients(dy, rows, columns, turned[u, v, ...], x[:, i, j, :], dx[:, i, j, :])
         self.weight.grad += xp.flip(xp.permute_dims(dw, (0, 1, 3, 2)), axis=(0, 1))
         if self.bias is not None:
             self.bias.grad += sum_rows(xp.reshape(dy, (-1, self.out_channels)))
@@ -150,6 +141,22 @@ def phases(size: int, out_size: int, kernel_size: int, stride: int, padding: int
             found.append((slice(first, None, stride), slice(last % stride, None, stride),
                           (before, count + taps - 1 - before - out_size)))
     return found
+
+
+def phase_gradients(dy: Array, rows: Pair, columns: Pair, taps: Array, x: Array, dx: Array) -> Array:
+    """Backward at stride 1, for one of the `phases` of each axis: write dx, return the gradient of the turned taps.
+
+    Shapes: dy (N, OH, OW, C_out), padded by `rows` and `columns`; taps (kh, kw, C_out, C_in); x and dx (N, H, W, C_in).
+    """
+    kh, kw, channels = taps.shape[:3]
+
+    def differentiate(s):
+        seen = windows(pad(dy[s, ...], rows, columns), kw)
+        dx[s, ...] = correlate(seen, taps, 1, x.shape[1])
+        return correlation_gradient(seen, x[s, ...], kh)
+
+    chunks = map_chunks(differentiate, dy, (x.shape[1] + kh) * x.shape[2] * kw * channels, CHUNK_BYTES)
+    return array_namespace(dy).reshape(sum(chunks[1:], start=chunks[0]), taps.shape)
 
 
 def windows(x: Array, width: int) -> Array:
