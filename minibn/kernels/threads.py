@@ -60,7 +60,8 @@ class _OneThreadPerProduct:
     """BLAS on one thread, and freed memory kept, from the first `with` block of the process to the last."""
 
     def __init__(self):
-        self.lock, self.open, self.limits = threading.Lock(), 0, None
+        self.lock, self.open = threading.Lock(), 0
+        self.limits: threadpool_limits
 
     def __enter__(self):
         with self.lock:

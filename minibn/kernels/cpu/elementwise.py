@@ -1,6 +1,6 @@
 """ReLU, sums of two arrays, pooling and the losses for NumPy: `reference` on each part of the first axis."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -61,14 +61,16 @@ def _pooled(x, k):
     return len(x), x.shape[1] // k, x.shape[2] // k, x.shape[3]
 
 
-def _assign(function: Callable, *arguments):
+def _assign(function, *arguments):
+    """`function`, with its result written into `out`."""
+
     def write(*arrays, out):
         out[...] = function(*arrays, *arguments)
 
     return write
 
 
-def _by_parts(function: Callable, shape: Sequence[int], *arrays: np.ndarray) -> np.ndarray:
+def _by_parts(function, shape, *arrays):
     """A new array of `shape`, each part of its first axis written by `function(*parts of arrays, out=part)`."""
     y = empty(shape, arrays[0])
     per_item = max(y.nbytes, *(a.nbytes for a in arrays)) // max(len(y), 1)
