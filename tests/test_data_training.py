@@ -2,10 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 
 import numpy as np
@@ -14,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibn import backend, checkpoint, data, models, nn, schedules
+from minibn import checkpoint, data, models, nn, schedules
 from minibn.equivalence import remove_weight_decay
 from minibn.history import History
 from minibn.optim import SGD
@@ -160,43 +156,6 @@ def test_threads_do_not_change_a_bit():
         run = Run()
         results.append(run.everything(run.fit(threads=threads)))
     assert_same_bits(*results)
-
-
-def test_a_block_of_threads_is_of_its_own_thread():
-    """As on a Dask worker with several threads: where one run ends, it does not take the pool of another with it."""
-    x = np.zeros((8, 2**18), dtype=np.float32)  # 8 chunks
-    both = threading.Barrier(2, timeout=60)
-
-    def where(_):
-        return threading.get_ident()
-
-    def meet(_):
-        both.wait()  # until a second thread is at work too
-        return threading.get_ident()
-
-    with backend.threads(2), ThreadPoolExecutor(1) as other:
-        assert len(set(backend.map_chunks(meet, x, x.shape[1]))) == 2
-        own = other.submit(threading.get_ident).result()
-        assert set(other.submit(backend.map_chunks, where, x, x.shape[1]).result()) == {own}
-        run = Run()
-        other.submit(run.fit, epochs=1, threads=1).result()
-        assert len(set(backend.map_chunks(meet, x, x.shape[1]))) == 2
-    assert set(backend.map_chunks(where, x, x.shape[1])) == {threading.get_ident()}
-
-
-def test_an_error_in_a_chunk_is_raised_and_stops_the_rest():
-    x = np.zeros((64, 2**18), dtype=np.float32)  # 64 chunks
-
-    def fail(s):
-        done.append(s.start)
-        if s.start == 3:
-            raise ValueError("chunk 3")
-
-    for threads in (1, 2):
-        done = []
-        with backend.threads(threads), pytest.raises(ValueError, match="chunk 3"):
-            backend.map_chunks(fail, x, x.shape[1])
-        assert len(done) < 64
 
 
 def test_training_learns_and_history_holds_what_happened(capsys):
@@ -388,16 +347,15 @@ def test_pandas_reads_a_history_as_it_is(tmp_path):
         np.testing.assert_allclose(table[name], history[name], rtol=1e-15, err_msg=name)
 
 
-class Squares(nn.Module):
+class Squares:
     """Mean square of the difference between logits (N, K) and onehot(y)."""
 
     def __call__(self, logits, labels):
-        self._keep(logits - np.eye(logits.shape[1], dtype=logits.dtype)[labels])
-        return np.mean(self._kept[0] ** 2)
+        self.difference = logits - np.eye(logits.shape[1], dtype=logits.dtype)[labels]
+        return np.mean(self.difference**2)
 
     def backward(self):
-        (difference,) = self._take(None)
-        return 2 * difference / difference.size
+        return 2 * self.difference / self.difference.size
 
 
 def test_validation_is_by_the_loss_that_is_trained():
@@ -429,24 +387,3 @@ def test_evaluation_leaves_each_module_in_its_own_mode():
     predict(net, x)
     update_bn(net, x)
     assert [module.training for module in (net, net[0], net[1])] == [True, False, True]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_does_not_wait_for_threads_that_it_has_not():
-    code = """
-import os, signal, warnings
-import numpy as np
-from minibn import backend
-warnings.simplefilter("ignore")
-x = np.zeros((8, 2**18), dtype=np.float32)
-with backend.threads(2):
-    backend.map_chunks(lambda s: None, x, x.shape[1])
-    child = os.fork()
-    if not child:
-        signal.alarm(30)
-        backend.map_chunks(lambda s: None, x, x.shape[1])
-        os._exit(0)
-    print(os.waitpid(child, 0)[1])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "0"
