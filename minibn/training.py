@@ -182,7 +182,7 @@ def _train_step(model, loss, optimizers, x, y, step, labels=None):
         update = sgd.step()
         after = [p.data for p in sgd.parameters]
         row |= {f"lr/{name}": update.lr, f"norm/{name}": backend.norm(after),
-                f"effective_lr/{name}": monitor.effective_lr(update, before) / update.rescale**2,
+                f"effective_lr/{name}": monitor.effective_lr(update, before),
                 f"angle/{name}": monitor.angular_update(before, after),
                 f"predicted_angle/{name}": monitor.predicted_angle_of(update)}
     return row
@@ -289,7 +289,7 @@ def _save(path, model, optimizers, rng, start_of_epoch, per_epoch, history, sett
     for group, sgd in optimizers.items():
         state = sgd.state_dict()
         steps[group] = state["steps"]
-        arrays |= {f"velocity/{group}/{i}": v for i, v in enumerate(state["velocity"])}
+        arrays |= {f"velocity/{group}/{i}": v for i, v in enumerate(sgd.velocity)}
     # within an epoch the same shuffle must be drawn again; at its end the next one
     generator = start_of_epoch if len(history) % per_epoch else rng.bit_generator.state
     facts = {"steps": steps, "generator": generator, "columns": list(history.columns), "settings": settings}
