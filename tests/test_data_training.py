@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibn import backend, checkpoint, data, models, nn, schedules
+from minibn import backend, data, models, nn, schedules
 from minibn.equivalence import remove_weight_decay
-from minibn.history import History
 from minibn.optim import SGD
-from minibn.training import DivergenceError, evaluate, fit, predict, update_bn
+from minibn.training import DivergenceError, History, checkpoint, evaluate, fit, predict, update_bn
 
 # ---- data ----
 

@@ -18,7 +18,7 @@ from test_cifar10 import make_batches, write_binary
 from minibn import equivalence, experiment, sweep
 from minibn.__main__ import main
 from minibn.experiment import Experiment
-from minibn.history import History
+from minibn.training import History
 
 TINY = {"width": 4, "epochs": 2, "batch": 256}  # 10 steps
 

@@ -9,9 +9,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from minibn import equivalence, headline, schedules
+from minibn import equivalence, schedules
 from minibn.__main__ import main
-from minibn.history import History
+from minibn.paper import headline
+from minibn.training import History
 
 
 def test_the_two_runs_are_one(tmp_path, capsys):

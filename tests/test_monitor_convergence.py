@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibn import data, models, monitor, nn, schedules
-from minibn.convergence import fixed_rate
 from minibn.optim import SGD, Step
+from minibn.paper.section4 import fixed_rate
 from minibn.training import convert, fit
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibn import backend, nn, schedules
+from minibn import backend, export, nn, schedules
 from minibn.backend import array_namespace, to_numpy
 from minibn.equivalence import exponential_equivalent, remove_weight_decay, texp
 from minibn.optim import SGD, Step
@@ -102,16 +102,41 @@ def test_schedules_by_hand():
         assert {(s.momentum, s.weight_decay) for s in islice(schedule, 5)} == {(0.9, 0.5)}
 
 
+@given(st.sampled_from(schedules.NAMES), numbers(0, 1), st.integers(1, 20), numbers(0, 0.9), numbers(0, 1))
+def test_a_schedule_by_name_is_the_function_of_that_name(name, lr, steps, momentum, weight_decay):
+    usual = {"momentum": momentum, "weight_decay": weight_decay}
+    direct = {"constant": lambda: schedules.constant(lr, **usual),
+              "step": lambda: schedules.step_decay(lr, [3, 5], 0.3, **usual),
+              "cosine": lambda: schedules.cosine(lr, steps, 0.01, **usual),
+              "exponential": lambda: schedules.exponential(lr, 1.1, **usual)}
+    named = schedules.by_name(name, lr, steps=steps, milestones=[3, 5], factor=0.3, final=0.01, growth=1.1, **usual)
+    assert list(islice(named, 25)) == list(islice(direct[name](), 25))
+
+
+def test_export_is_found_under_its_earlier_names():
+    assert (schedules.lr_function, schedules.read_csv, schedules.write_csv) == (
+        export.lr_function, export.read_csv, export.write_csv)
+
+
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: schedules.constant(-0.1), "lr=-0.1"),
     (lambda: schedules.constant(0.1, momentum=1), "momentum must lie between 0 and below 1, got 1"),
     (lambda: schedules.constant(0.1, weight_decay=-1), "weight_decay=-1"),
     (lambda: schedules.step_decay(0.1, [5, 3]), r"increasing step numbers of at least 0, got \[5, 3\]"),
     (lambda: schedules.step_decay(0.1, [5], -1), "factor must be a finite number of at least 0, got -1"),
-    (lambda: schedules.cosine(0.1, 0), "cosine: steps must be at least 1, got 0"),
+    (lambda: schedules.cosine(0.1, 0), "cosine: steps must be a finite number of at least 1, got 0"),
     (lambda: schedules.cosine(0.1, 5, math.nan), "final must be a finite number of at least 0, got nan"),
     (lambda: schedules.exponential(0.1, math.inf), "growth must be a finite number of at least 0, got inf"),
-    (lambda: schedules.warmup(-1, []), "warmup: steps must be at least 0, got -1"),
+    (lambda: schedules.warmup(-1, []), "warmup: steps must be a finite number of at least 0, got -1"),
+    *((lambda bad=bad: schedules.warmup(bad, []), f"warmup: steps must be a finite number of at least 0, got {bad}")
+      for bad in (math.nan, math.inf)),
+    *((lambda bad=bad: schedules.cosine(0.1, bad), f"cosine: steps must be a finite number of at least 1, got {bad}")
+      for bad in (math.nan, math.inf)),
+    *((lambda bad=bad: schedules.step_decay(0.1, [3, bad]), rf"increasing step numbers of at least 0, got \[3, {bad}\]")
+      for bad in (math.nan, math.inf)),
+    (lambda: schedules.step_decay(0.1, [math.nan]), r"increasing step numbers of at least 0, got \[nan\]"),
+    (lambda: schedules.by_name("linear", 0.1), r"one of \['constant', 'step', 'cosine', 'exponential'\], got 'linear'"),
+    (lambda: schedules.by_name("cosine", 0.1), "the schedule 'cosine' needs steps"),
     (lambda: next(schedules.nesterov(schedules.nesterov(schedules.constant(0.1, momentum=0.9)))), "step 0 already has"),
     (lambda: next(schedules.decoupled(schedules.decoupled(schedules.constant(0.1, weight_decay=0.1)))), "already has shrink"),
     (lambda: next(schedules.decoupled(schedules.constant(2, weight_decay=1))), "0 <= shrink < 1; got .*shrink=2"),
@@ -137,7 +162,7 @@ def converted(schedule=schedules.cosine, **options):
 
 def test_a_schedule_as_a_function_of_the_step():
     expected = rates(converted(), 20)
-    f = schedules.lr_function(converted(), 20)
+    f = export.lr_function(converted(), 20)
     assert [f(t) for t in range(20)] == expected
     assert f(-1) == expected[0]
     assert f(20) == f(10**9) == expected[19]
@@ -149,7 +174,7 @@ def test_a_schedule_as_a_function_of_the_step():
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 def test_of_an_array_it_is_an_array_of_the_same_library(library, shape, dtype):
     xp = pytest.importorskip(library)
-    f = schedules.lr_function(converted(), 20)
+    f = export.lr_function(converted(), 20)
     steps = np.array([3, 25, 7, -1])[: math.prod(shape)].reshape(shape)
     found = f(xp.asarray(steps.tolist(), dtype=getattr(xp, dtype)))
     assert array_namespace(found) is array_namespace(xp.asarray(0.0))
@@ -161,13 +186,13 @@ def test_of_an_array_it_is_an_array_of_the_same_library(library, shape, dtype):
 def test_of_an_array_it_is_on_the_same_device():
     xp = pytest.importorskip("array_api_strict")
     t = xp.asarray([1, 2], device=xp.Device("device1"))
-    assert schedules.lr_function(converted(), 20)(t).device == t.device
+    assert export.lr_function(converted(), 20)(t).device == t.device
 
 
 def test_torch_schedulers_take_the_function():
     torch = pytest.importorskip("torch")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules.lr_function(converted(), 20))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, export.lr_function(converted(), 20))
     for expected in rates(converted(), 20):
         assert optimizer.param_groups[0]["lr"] == expected
         optimizer.step()
@@ -191,21 +216,23 @@ def decoupled(lr, steps, **options):
     (lambda: [Step(0.1), Step(0.1, weight_decay=0.1)], 1)])
 def test_what_no_function_of_the_step_can_say_is_refused(schedule, step):
     with pytest.raises(ValueError, match=rf"step {step} is more than a learning rate: .*schedule, band=None"):
-        schedules.lr_function(schedule(), 2 if step < 2 else 20)
+        export.lr_function(schedule(), 2 if step < 2 else 20)
 
 
 def test_lr_functions_of_the_paper_are_plain():
     phases = [(5, 0.1), (math.inf, 0.01)]
-    f = schedules.lr_function(texp(phases, momentum=0.9, weight_decay=5e-3), 9)
+    f = export.lr_function(texp(phases, momentum=0.9, weight_decay=5e-3), 9)
     assert [f(t) for t in range(9)] == rates(texp(phases, momentum=0.9, weight_decay=5e-3), 9)
 
 
 def test_lr_function_errors():
-    with pytest.raises(ValueError, match="lr_function: steps must be at least 1, got 0"):
-        schedules.lr_function(converted(), 0)
+    with pytest.raises(ValueError, match="lr_function: steps must be a finite number of at least 1, got 0"):
+        export.lr_function(converted(), 0)
+    with pytest.raises(ValueError, match="lr_function: steps must be a finite number of at least 1, got nan"):
+        export.lr_function(converted(), math.nan)
     with pytest.raises(ValueError, match="lr_function: the schedule has 2 steps, fewer than 3"):
-        schedules.lr_function([Step(0.1), Step(0.2)], 3)
-    f = schedules.lr_function([Step(0.1), Step(1e39)], 2)
+        export.lr_function([Step(0.1), Step(0.2)], 3)
+    f = export.lr_function([Step(0.1), Step(1e39)], 2)
     with pytest.raises(TypeError, match="the step must be an integer, got float64"):
         f(np.asarray(1.0))
     assert f(1) == f(np.asarray(1)) == 1e39
@@ -228,6 +255,6 @@ def test_the_precision_of_a_steps_numbers_is_not_that_of_schedules_or_weights(ki
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "int64"])
 def test_lr_function_takes_integers_of_any_size(kind):
     torch = pytest.importorskip("torch")
-    lr = schedules.lr_function(schedules.exponential(1.0, 2.0), 5)
+    lr = export.lr_function(schedules.exponential(1.0, 2.0), 5)
     assert lr(torch.tensor([3, 9], dtype=getattr(torch, kind))).tolist() == [8, 16]
     assert lr(np.array([3, 9], dtype=kind)).tolist() == [8, 16]
