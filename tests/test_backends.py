@@ -16,12 +16,13 @@ from common import NETWORKS, NORMS
 from conftest import others
 from packaging.requirements import Requirement
 
-from minibn import backend, data, experiment, kernels, models, monitor, nn, schedules, training
+from minibn import backend, data, experiment, kernels, models, monitor, nn, schedules
 from minibn.__main__ import main
 from minibn.equivalence import remove_weight_decay
 from minibn.experiment import Experiment
 from minibn.optim import SGD, Step
-from minibn.training import DivergenceError, convert, evaluate, fit, predict, update_bn
+from minibn.training import DivergenceError, convert, evaluate, fit, predict, recorder, train_step, update_bn
+from minibn.training.evaluation import accuracy
 
 
 def network(name="vgg", norm="batch", dtype="float64", eps=0.0):
@@ -222,8 +223,11 @@ def test_a_step_of_training_reads_nothing():
         net = network(name, norm).to("torch", device="meta")
         groups = convert(net, schedules.nesterov(schedules.constant(0.1, momentum=0.9, weight_decay=5e-3)), band=1.01).optimizers
         x, y = torch.zeros((4, 8, 8, 1), dtype=torch.float64, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
-        for step in range(4):
-            row = training._train_step(net, nn.CrossEntropy(), groups, x, y, step)
+        watched = recorder.watch(net, groups, {})
+        for _ in range(4):
+            before = recorder.weights(watched)
+            outputs, value = train_step(net, nn.CrossEntropy(), groups.values(), x, y)
+            row = {"loss": value, "accuracy": accuracy(outputs, y), **recorder.measure(watched, before)}
         unread = [name for name, value in row.items() if not isinstance(value, int | float)]
         assert unread == ["loss", "accuracy", *(f"{what}/{group}" for group in groups for what in
                                                 ("norm", "effective_lr", "angle"))]
@@ -262,7 +266,7 @@ def test_numbers_are_fetched_at_checkpoints_epochs_and_the_end(options, rows, fa
 @pytest.mark.parametrize(("progress", "rows"), [(True, [4, 4]), (False, [8])])
 def test_numbers_are_fetched_at_the_rate_of_the_progress_bar(progress, rows, far, monkeypatch, capsys):
     clock = iter(np.arange(0, 9, 0.03))  # a step takes 0.03 s
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(recorder.time, "monotonic", lambda: next(clock))
     Run().fit(progress=progress)
     assert far == rows
     assert ("8/8" in capsys.readouterr().err) == progress

@@ -140,6 +140,11 @@ class Optimizer(Generic[S]):
             raise ValueError(f"{type(self).__name__}: the gradient of parameter {i} has the shape {tuple(gradient.shape)}, "
                              f"its weights have {tuple(weight.shape)}")
 
+    def is_where_its_parameters_are(self) -> bool:
+        """Whether the state arrays are in the library and on the device of the parameters, which may have moved since."""
+        return all(backend.move(array, parameter.data) is array for entry in self.entries
+                   for parameter, array in zip(self.parameters, getattr(self, entry), strict=True))
+
     def zero_grad(self) -> None:
         """Set the gradient of every parameter to zero."""
         for parameter in self.parameters:
