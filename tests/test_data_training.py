@@ -74,9 +74,10 @@ def test_synthetic_images_can_be_learnt():
 
 def test_empty_and_unequal_data():
     rng = np.random.default_rng(0)
-    for x, y in ((np.empty((0, 2)), np.empty(0)), (np.ones((3, 2)), np.ones(2))):
-        with pytest.raises(ValueError, match=f"same number of examples, above 0; got {len(x)} and {len(y)}"):
-            data.batches(x, y, 1, rng=rng)
+    with pytest.raises(ValueError, match=r"x must hold examples along its first axis.*got the shape \(0, 2\)"):
+        data.batches(np.empty((0, 2)), np.empty(0), 1, rng=rng)
+    with pytest.raises(ValueError, match="same number of examples, got 3 and 2"):
+        data.batches(np.ones((3, 2)), np.ones(2), 1, rng=rng)
     with pytest.raises(ValueError, match="count, size, channels and num_classes must be at least 1, got 0, 8, 1, 10"):
         data.synthetic(0, rng=rng)
 
@@ -243,8 +244,9 @@ def test_divergence_names_step_group_lr_and_checkpoint(tmp_path):
 
 def test_divergence_without_a_checkpoint():
     run = Run()
-    run.x[:] = np.nan
-    with pytest.raises(DivergenceError, match="step 0: the loss is nan after an update of nothing yet; there is no checkpoint"):
+    run.x[:] = 1e38  # finite, but the first convolution is not
+    message = "step 0: the loss is nan after an update of nothing yet; there is no checkpoint"
+    with np.errstate(all="ignore"), pytest.raises(DivergenceError, match=message):
         run.fit()
 
 
