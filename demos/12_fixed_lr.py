@@ -33,10 +33,10 @@ left.loglog(controls[0].steps, controls[0].smallest_gradient[7], color="black", 
             label=f"lr {rates[7]:g}, length kept at 1")
 left.set(xlabel="step T", title="smallest gradient up to step T\n(on the unit sphere, seed 0)", ylim=(1e-5, 30))
 left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
-for seed in seeds:
-    label = {True: [f"weights may grow ({len(seeds)} seeds)", f"length kept at 1 ({len(seeds)} seeds)"]}.get(seed == 0, [None] * 2)
-    right.loglog(rates, worst(results[seed]), "o", color="C0", alpha=0.7, label=label[0])
-    right.loglog(rates, worst(controls[seed]), "x", color="black", alpha=0.7, label=label[1])
+for runs, marker, color, label in ((results, "o", "C0", "weights may grow"), (controls, "x", "black", "length kept at 1")):
+    ratios = np.array([worst(result) for result in runs])
+    labels = [f"{label} ({len(seeds)} seeds)", *[None] * (len(seeds) - 1)]
+    right.loglog(rates, ratios.T, marker, color=color, alpha=0.7, label=labels)
 right.axhline(1, color="C1", label="the bound")
 right.set(xlabel="learning rate", title="gradient / bound\n(the largest of all steps T)")
 right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
@@ -46,8 +46,8 @@ ratio = np.array([worst(result) for result in results])
 sharp = results[0].bound[:, -1] < GRADIENT  # at the others the bound says nothing yet: no gradient is larger than that
 control = np.array([worst(result) for result in controls]).max(axis=1)
 lab.claim("at any fixed learning rate the smallest gradient stays below the bound, at every step",
-          f"gradient / bound at most {ratio.max():.2f} for {len(rates)} rates from {rates[0]:g} to {rates[-1]:g}, {len(seeds)} seeds "
-          f"and {steps:,} steps (the bound is below every possible gradient for {sharp.sum()} of the rates by then)",
+          f"gradient / bound at most {ratio.max():.2f} for {len(rates)} rates from {rates[0]:g} to {rates[-1]:g}, {len(seeds)} "
+          f"seeds and {steps:,} steps (the bound is below every possible gradient for {sharp.sum()} of the rates by then)",
           ratio.max() < 1)
 lab.claim("it is the growth of the weights that does it: where their length is kept, the bound is exceeded",
           f"by a factor of {control.min():.1f} to {control.max():.1f}, the largest over the rates, in {len(seeds)} seeds",
