@@ -21,6 +21,8 @@ NORMS: dict[str, models.Norm]
 NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm, "group": partial(nn.GroupNorm, 4)}
 MODELS: dict[str, Callable[..., nn.Sequential]]
 MODELS = {"mlp": models.mlp, "vgg": models.vgg, "resnet": models.resnet, "preresnet": models.preresnet}
+DATA: dict[str, Callable[..., Split]]
+DATA = {"digits": data.digits, "cifar10": data.cifar10, "fashion-mnist": data.fashion_mnist}  # all but digits have a path
 # name: (the schedule with weight decay, and its form in the paper without weight decay, or None)
 SCHEDULES: dict[str, tuple[str, Callable[..., Iterator[Step]] | None]]
 SCHEDULES = {"constant": ("constant", None), "step": ("step", None), "cosine": ("cosine", None),
@@ -51,9 +53,9 @@ class Experiment:
         ValueError: a field is out of range. The message names it.
     """
 
-    data: str = _flag("digits", "images to learn", ["digits", "cifar10"])
-    path: str | None = _flag(None, "archive or folder of CIFAR-10")
-    checksum: bool = _flag(True, "insist on the original files of CIFAR-10")
+    data: str = _flag("digits", "images to learn", DATA)
+    path: str | None = _flag(None, "folder of Fashion-MNIST, or archive or folder of CIFAR-10")
+    checksum: bool = _flag(True, "insist on the original files of CIFAR-10 or Fashion-MNIST")
     augment: bool = _flag(True, "crop and flip the images of CIFAR-10 at random")
     model: str = _flag("preresnet", "network", MODELS)
     depth: int = _flag(8, "layers of a resnet or preresnet, 6n + 2")
@@ -87,7 +89,7 @@ class Experiment:
             if not (isinstance(value, Real) and low <= float(value) < math.inf):
                 raise ValueError(f"{name} must be a number of at least {low}, got {value!r}")
         schedules.constant(self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        if (self.data == "cifar10") != (self.path is not None):
+        if (self.data == "digits") != (self.path is None):
             raise ValueError(f"data={self.data!r} {'needs' if self.path is None else 'takes no'} path")
         if SCHEDULES[self.schedule][1] and (self.convert or self.warmup or self.nesterov):
             raise ValueError(f"schedule={self.schedule!r} has no weight decay already, and no warm-up or Nesterov form; give "
@@ -214,4 +216,4 @@ def run(experiment: Experiment, schedule: Schedule | None = None, *, checkpoint:
 
 @lru_cache(maxsize=1)
 def _split(name, path, checksum, dtype):
-    return data.digits(dtype) if name == "digits" else data.cifar10(path, dtype, checksum=checksum)
+    return DATA[name](dtype) if path is None else DATA[name](path, dtype, checksum=checksum)

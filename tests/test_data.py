@@ -59,8 +59,9 @@ def test_synthetic_images_can_be_learnt():
 
 def test_empty_and_unequal_data():
     rng = np.random.default_rng(0)
-    for x, y in ((np.empty((0, 2)), np.empty(0)), (np.ones((3, 2)), np.ones(2))):
-        with pytest.raises(ValueError, match=f"same number of examples, above 0; got {len(x)} and {len(y)}"):
-            data.batches(x, y, 1, rng=rng)
+    with pytest.raises(ValueError, match=r"x must hold examples along its first axis.*got the shape \(0, 2\)"):
+        data.batches(np.empty((0, 2)), np.empty(0), 1, rng=rng)
+    with pytest.raises(ValueError, match="same number of examples, got 3 and 2"):
+        data.batches(np.ones((3, 2)), np.ones(2), 1, rng=rng)
     with pytest.raises(ValueError, match="count, size, channels and num_classes must be at least 1, got 0, 8, 1, 10"):
         data.synthetic(0, rng=rng)

@@ -68,6 +68,7 @@ def test_angular_update_is_accurate_for_the_smallest_angles(angle, p, q):
 def test_small_cases():
     assert monitor.effective_lr(Step(0.1), [np.array([3.0]), np.array([4.0])]) == pytest.approx(0.1 / 25)
     assert monitor.effective_lr(Step(0.1), [np.zeros(2)]) == math.inf
+    assert monitor.effective_lr(Step(0.4, rescale=2.0), [np.array([3.0, 4.0])]) == pytest.approx(0.1 / 25)
     assert monitor.angular_update([np.zeros(2)], [np.ones(2)]) == 0.0
     assert monitor.time_to_equilibrium(0.1, 0.9, 0.0) == math.inf
     assert math.isnan(monitor.predicted_angle_of(Step(0.1, 0.9)))

@@ -4,15 +4,16 @@
 `load_run` lay out a training run in it:
 
     model/NAME              the model's state_dict
-    velocity/GROUP/i        velocity of the group's i-th parameter; alike for other optimiser states
+    optimizer/GROUP/NAME    the arrays of the group's optimiser, such as velocity/0
     history/COLUMN          the measurements so far
-    facts                   steps of each group, state of the random generator, columns, settings
+    facts                   the other numbers of each optimiser, state of the random generator, columns, settings
 """
 
 import json
 import os
 import tempfile
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.random import Generator
 
 from minibn import nn
 from minibn.backend import Array, to_numpy
-from minibn.optim import SGD
+from minibn.optim import Optimizer
 from minibn.training.history import History
 
 
@@ -71,7 +72,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], Any]:
                              "again, or use another") from error
 
 
-def save_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, SGD], generator: Any, history: History,
+def save_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimizer], generator: Any, history: History,
              settings: Any) -> None:
     """Write a training run to `path`.
 
@@ -85,15 +86,16 @@ def save_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, SGD], 
     """
     arrays = {f"model/{name}": value for name, value in model.state_dict().items()}
     arrays |= {f"history/{name}": history[name] for name in history.columns}
-    steps = {}
+    numbers: dict[str, dict[str, Any]] = {}
     for group, optimizer in optimizers.items():
         state = optimizer.state_dict()
-        steps[group] = state.pop("steps")
-        arrays |= {f"{key}/{group}/{i}": value for key, values in state.items() for i, value in enumerate(values)}
-    save(path, arrays, {"steps": steps, "generator": generator, "columns": list(history.columns), "settings": settings})
+        numbers[group] = {key: value for key, value in state.items() if isinstance(value, Real)}
+        arrays |= {f"optimizer/{group}/{key}": value for key, value in state.items() if key not in numbers[group]}
+    facts = {"optimizers": numbers, "generator": generator, "columns": list(history.columns), "settings": settings}
+    save(path, arrays, facts)
 
 
-def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, SGD], rng: Generator, settings: Any) -> History:
+def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimizer], rng: Generator, settings: Any) -> History:
     """Bring `model`, `optimizers` and `rng` to the state that `save_run` wrote, and return its History.
 
     Raises:
@@ -103,15 +105,18 @@ def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, SGD], 
     if facts["settings"] != json.loads(json.dumps(settings)):
         raise ValueError(f"{path} was written with other settings, {facts['settings']}; now they are {settings}. Go on with the "
                          "same, or give another file")
-    if facts["steps"].keys() != optimizers.keys():
-        raise ValueError(f"{path} has the groups {list(facts['steps'])}, not {list(optimizers)}")
-    model.load_state_dict({name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")})
+    if facts["optimizers"].keys() != optimizers.keys():
+        raise ValueError(f"{path} has the groups {list(facts['optimizers'])}, not {list(optimizers)}")
+    model.load_state_dict(_below("model/", arrays))
     for group, optimizer in optimizers.items():
-        state = {key: [arrays[f"{key}/{group}/{i}"] for i in range(len(values))]
-                 for key, values in optimizer.state_dict().items() if key != "steps"}
-        optimizer.load_state_dict({"steps": facts["steps"][group], **state})
+        optimizer.load_state_dict(facts["optimizers"][group] | _below(f"optimizer/{group}/", arrays))
     rng.bit_generator.state = facts["generator"]
     return History({name: arrays[f"history/{name}"].tolist() for name in facts["columns"]})
+
+
+def _below(prefix, arrays):
+    """{rest of the name: array} of the arrays whose names begin with `prefix`."""
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def _sync_folder(folder):

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from minibn import backend, nn
+from minibn import backend, kernels, nn
 from minibn.backend import Array, array_namespace
 
 
@@ -15,7 +15,7 @@ def evaluate(model: nn.Module, x: Array, y: Array, *, loss: nn.Loss | None = Non
         x, y: inputs (N, …) and labels (N,).
         loss: `nn.CrossEntropy()` if None.
         batch_size: inputs per forward pass.
-        threads: as in `backend.threads`.
+        threads: as in `minibn.threads`.
 
     Returns:
         two floats.
@@ -40,7 +40,7 @@ def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int |
     if x.shape[0] == 0:
         raise ValueError("predict needs at least one example")
     where = next(model.arrays(), None)
-    with _mode(model, train=False), backend.threads(threads):
+    with _mode(model, train=False), kernels.threads(threads):
         parts = [model(_part(x, i, batch_size, where)) for i in range(0, x.shape[0], batch_size)]
     return backend.move(array_namespace(parts[0]).concat(parts, axis=0), x)
 
@@ -57,12 +57,12 @@ def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int
         model: an `nn.Module`.
         x: inputs (N, …). Only whole batches count, unless N is below `batch_size`.
         batch_size: inputs per batch.
-        threads: as in `backend.threads`.
+        threads: as in `minibn.threads`.
     """
     norms = [module for _, module in model.named_modules() if isinstance(module, nn.BatchNorm)]
     momenta, where = [norm.momentum for norm in norms], next(model.arrays(), None)
     try:
-        with _mode(model, train=True), backend.threads(threads):
+        with _mode(model, train=True), kernels.threads(threads):
             for count, i in enumerate(range(0, max(x.shape[0] - batch_size, 0) + 1, batch_size), 1):
                 for norm in norms:
                     norm.momentum = 1 / count  # which makes the running average the mean of `count` batches

@@ -9,16 +9,16 @@ from typing import Any
 from numpy.random import Generator
 from tqdm import tqdm
 
-from minibn import backend, data, nn
+from minibn import backend, data, kernels, nn
 from minibn.backend import Array
-from minibn.optim import SGD
+from minibn.optim import Optimizer
 from minibn.training import checkpoint
 from minibn.training.evaluation import accuracy, evaluate
 from minibn.training.history import History
 from minibn.training.recorder import Recorder, measure, watch, weights
 
 
-def train_step(model: nn.Module, loss: nn.Loss, optimizers: Collection[SGD], x: Array, y: Array,
+def train_step(model: nn.Module, loss: nn.Loss, optimizers: Collection[Optimizer], x: Array, y: Array,
                labels: Array | None = None) -> tuple[Array, Array]:
     """One training step on a batch of inputs x (N, …) and labels y (N,).
 
@@ -39,8 +39,8 @@ def train_step(model: nn.Module, loss: nn.Loss, optimizers: Collection[SGD], x: 
     return outputs, value
 
 
-def fit(model: nn.Module, optimizers: Mapping[str, SGD], x: Array, y: Array, *, epochs: int, batch_size: int, rng: Generator,
-        loss: nn.Loss | None = None, drop_last: bool = True, path: str | Path | None = None, every: int = 100,
+def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Array, *, epochs: int, batch_size: int,
+        rng: Generator, loss: nn.Loss | None = None, drop_last: bool = True, path: str | Path | None = None, every: int = 100,
         resume: bool = True, max_steps: int | None = None, augment: Callable[..., Array] | None = None,
         validation: tuple[Array, Array] | None = None, settings: Any = None, groups: Mapping[str, Iterable[str]] | None = None,
         threads: int | None = None, progress: bool = True, description: str = "train") -> History:
@@ -69,7 +69,7 @@ def fit(model: nn.Module, optimizers: Mapping[str, SGD], x: Array, y: Array, *, 
             checkpoint with other settings raises ValueError.
         groups: {name: names of parameters} to measure in addition to the optimisers' parameters,
             each with columns of its own, for example `Conversion.groups`.
-        threads: as in `backend.threads`.
+        threads: as in `minibn.threads`.
         progress: whether to show a bar with loss, accuracy and learning rates.
         description: text before the bar.
 
@@ -91,8 +91,8 @@ def fit(model: nn.Module, optimizers: Mapping[str, SGD], x: Array, y: Array, *, 
     per_epoch = x.shape[0] // batch_size if drop_last else -(-x.shape[0] // batch_size)
     last = epochs * per_epoch if max_steps is None else min(epochs * per_epoch, max_steps)
     where = next(model.arrays(), None)
-    for group, sgd in optimizers.items():
-        if any(backend.move(v, p.data) is not v for p, v in zip(sgd.parameters, sgd.velocity, strict=True)):
+    for group, optimizer in optimizers.items():
+        if not optimizer.is_where_its_parameters_are():
             raise ValueError(f"the optimiser of group {group!r} was made before its parameters moved; make it after model.to")
     watched = watch(model, optimizers, groups or {})
     history, saved = History(), None
@@ -101,7 +101,7 @@ def fit(model: nn.Module, optimizers: Mapping[str, SGD], x: Array, y: Array, *, 
     pause = 0 if where is None or backend.is_on_host(where) else 0.1 if progress else 1.0
     first = len(history)
     model.train()
-    with backend.threads(threads), tqdm(total=last, initial=first, desc=description, disable=not progress) as bar:
+    with kernels.threads(threads), tqdm(total=last, initial=first, desc=description, disable=not progress) as bar:
         recorder = Recorder(history, optimizers, bar, pause=pause, saved=saved)
         batches = _batches(x, y, first, last, per_epoch, rng, batch_size=batch_size, drop_last=drop_last, augment=augment)
         for step, (batch_x, batch_y, generator) in enumerate(batches, first):

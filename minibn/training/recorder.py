@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from minibn import backend, monitor, nn
+from minibn import backend, kernels, monitor, nn
 from minibn.backend import Array
-from minibn.optim import SGD
+from minibn.optim import Optimizer
 from minibn.training.history import History
 
 
@@ -26,10 +26,10 @@ class Watched(NamedTuple):
     """Parameters that are measured as one vector, and the optimiser that updates them."""
 
     parameters: list[nn.Parameter]
-    optimizer: SGD
+    optimizer: Optimizer
 
 
-def watch(model: nn.Module, optimizers: Mapping[str, SGD], groups: Mapping[str, Iterable[str]]) -> dict[str, Watched]:
+def watch(model: nn.Module, optimizers: Mapping[str, Optimizer], groups: Mapping[str, Iterable[str]]) -> dict[str, Watched]:
     """{name: Watched} for each optimiser, then for each of `groups`, {name: names of its parameters}.
 
     Raises:
@@ -66,8 +66,8 @@ def measure(watched: Mapping[str, Watched], before: Mapping[str, list[Array]]) -
     for name, (parameters, optimizer) in watched.items():
         step, after = optimizer.last, [p.data for p in parameters]
         assert step is not None, "measure needs an optimiser that has taken a step"
-        row |= {f"lr/{name}": step.lr, f"norm/{name}": backend.norm(after),
-                f"effective_lr/{name}": monitor.effective_lr(step, before[name]) / step.rescale**2,
+        row |= {f"lr/{name}": step.lr, f"norm/{name}": kernels.norm(after),
+                f"effective_lr/{name}": monitor.effective_lr(step, before[name]),
                 f"angle/{name}": monitor.angular_update(before[name], after),
                 f"predicted_angle/{name}": monitor.predicted_angle_of(step)}
     return row
