@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 
+import minibn
 from minibn import equivalence
 from minibn.__main__ import main
 from minibn.paper import headline
-from minibn.training import History
+from minibn.training import History, fit
 
 
 def test_the_two_runs_are_one(tmp_path, capsys):
@@ -40,3 +41,18 @@ def test_exit_status_1_when_the_runs_differ(tmp_path, capsys, monkeypatch):
                         lambda schedule, **_: (dataclasses.replace(s, weight_decay=0.0) for s in schedule))
     assert main(["--epochs", "1", "--batch", "128", "--output", str(tmp_path), "--quiet"]) == 1
     assert "NOT the same run" in capsys.readouterr().out
+
+
+def first_losses():
+    experiment = headline.settings()
+    model = experiment.network()
+    return fit(model, experiment.optimizers(model), experiment.split.x_train, experiment.split.y_train, epochs=experiment.epochs,
+               batch_size=experiment.batch, rng=np.random.default_rng(1), max_steps=50, progress=False)["loss"]
+
+
+def test_the_equations_themselves_give_the_same_losses():
+    """`minibn.plain()`, where every operation is the reference, against the chunked kernels: 50 steps of the headline."""
+    with minibn.plain():
+        plain = first_losses()
+    np.testing.assert_allclose(first_losses(), plain, rtol=0, atol=1e-8)
+    assert plain[-1] < plain[0]
