@@ -87,7 +87,7 @@ def adam_without_decay(schedule: Iterable[AdamStep], *, frame: AdamFrame = START
         >>> from itertools import islice
         >>> steps = adam_without_decay(repeat(AdamStep(0.1, 0.9, 0.99, 0.0, weight_decay=0.5)))
         >>> [(round(s.lr, 4), round(s.beta1, 4), round(s.beta2, 4)) for s in islice(steps, 3)]
-        [(0.1053, 0.9, 0.99), (0.1053, 0.8953, 0.9889), (0.1088, 0.891, 0.9879)]
+        [(0.1053, 0.9, 0.99), (0.1106, 0.8953, 0.9889), (0.1157, 0.8909, 0.9878)]
     """
     for step in schedule:
         converted, frame = remove_adam_step(step, frame)
@@ -143,7 +143,7 @@ def adam_exponential(lr: float, weight_decay: float, beta1: float = 0.9, beta2: 
     Example:
         >>> from itertools import islice
         >>> steps = list(islice(adam_exponential(1e-3, 0.1, beta2=0.95), 1000))
-        >>> steps[999].lr / steps[998].lr * (1 - 1e-4), steps[0].beta1 / 0.9  # grows by 1/a; β1 a
+        >>> round(steps[999].lr / steps[998].lr * (1 - 1e-4), 12), steps[0].beta1 / 0.9  # growth 1/a; β1 a
         (1.0, 0.9999)
     """
     a = _keep(AdamStep(lr, beta1, beta2, eps, weight_decay), 0)
