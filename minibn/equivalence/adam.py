@@ -152,13 +152,13 @@ def adam_exponential(lr: float, weight_decay: float, beta1: float = 0.9, beta2: 
 
     def steps():
         for q in count(1):
-            r = sqrt(d * (1 - beta2**q) / (1 - b2**q))
-            try:
-                growth = a**-q
-            except OverflowError:
+            r, ratio = _corrections((beta1, beta2), (b1, b2), c, d, q)
+            scale = a**q
+            new_lr = lr / scale * ratio if scale else inf
+            if not isfinite(new_lr):
                 raise OverflowError(f"step {q - 1}: the exponential schedule has left float range; "
-                                    "equivalence.undecayed(optimizer) rescales the weights and has no such limit") from None
-            yield AdamStep(lr * growth * (r / c) * (1 - b1**q) / (1 - beta1**q), b1, b2, r * a ** (q - 1) * eps)
+                                    "equivalence.undecayed(optimizer) rescales the weights and has no such limit")
+            yield AdamStep(new_lr, b1, b2, r * (scale / a) * eps)
 
     return steps()
 
