@@ -88,7 +88,7 @@ _BLAS = _OneThreadPerProduct()
 def _let_this_thread_limit_blas():
     """Newer versions of threadpoolctl obey the first thread that sets a limit and ignore all others: begin again."""
     controller = getattr(threadpoolctl, "OpenBLASController", None)
-    if hasattr(controller, "clear_controlling_thread"):
+    if controller is not None and hasattr(controller, "clear_controlling_thread"):
         controller.clear_controlling_thread(force=True)
 
 
