@@ -13,11 +13,11 @@ With all labels right, digits are learned by heart, and effective lr and angle s
 import lab
 import numpy as np
 
-from minibn import data, equivalence, experiment
+from minibn import equivalence, experiment
 from minibn.training import fit
 
 # %%
-split, rng = data.digits(), np.random.default_rng(3)
+split, rng = experiment.Experiment(**lab.images).split, np.random.default_rng(3)
 noisy = np.where(rng.random(len(split.y_train)) < 0.5, rng.integers(10, size=len(split.y_train)), split.y_train)
 epochs, seeds, batch = lab.size(36, 15), range(lab.size(4, 2)), 64
 lr, momentum, weight_decay = 0.1, 0.9, lab.size(1e-2, 2e-2)
@@ -31,7 +31,7 @@ schedules = {"growth all along": lambda: equivalence.exponential_equivalent(lr, 
 
 def train(label, seed):
     """The History of one run."""
-    one = experiment.Experiment(seed=seed, affine=False, fixed=True, width=lab.size(8, 4))
+    one = experiment.Experiment(**lab.images, seed=seed, affine=False, fixed=True, width=lab.size(8, 4))
     net = one.network()
     return fit(net, one.optimizers(net, schedules[label]()), split.x_train, noisy, epochs=epochs, batch_size=batch,
                rng=np.random.default_rng(seed), description=f"{label}, seed {seed}")

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
-from minibn.optim import Schedule
+from minibn.optim import Schedule, update
 
 
 class Toy(NamedTuple):
@@ -83,7 +83,7 @@ def simulate(schedule: Schedule, steps: int, *, normalised: bool, seeds: int = 2
         if step is None or step != type(step)(step.lr, weight_decay=step.weight_decay):
             raise ValueError(f"simulate needs {steps} steps of lr and weight decay alone; step {t - 1} is {step}")
         x = rng.standard_normal((seeds, batch, dim))
-        w = w - step.lr * (gradient(w, x, normalised) + step.weight_decay * w)
+        w, _ = update(step, w, 0.0, gradient(w, x, normalised))  # the velocity is 0: there is no momentum
         total += w
         if t % every == 0:
             records.append((error(w), np.linalg.norm(w, axis=1), error(total)))
