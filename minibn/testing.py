@@ -38,6 +38,7 @@ import numpy as np
 from numpy.random import Generator
 
 from minibn import backend
+from minibn.backend import is_floating
 from minibn.degree import Degree, Walk
 from minibn.invariance import null_space
 from minibn.nn import Module
@@ -58,7 +59,8 @@ def check_layer(module: Module, x: np.ndarray, *, rng: Generator, tolerance: flo
 
     Args:
         module: a module of float64 parameters.
-        x: float64 input (N, …, C) of NumPy, such as `distinct` makes.
+        x: float64 input (N, …, C) of NumPy, such as `distinct` makes; or integers, as an `Embedding` takes. Those are not
+            changed: only the parameters are.
         rng: numpy.random.Generator for what the checks draw.
         tolerance: of the gradient.
 
@@ -93,12 +95,15 @@ def check_gradient(module: Module, x: np.ndarray, *, rng: Generator, tolerance: 
     module.zero_grad()
     y = module(x)
     dy = rng.standard_normal(y.shape)
-    arrays = {"the input": (x, module.backward(dy))}
+    dx = module.backward(dy)
+    arrays = {"the input": (x, dx)} if is_floating(x) else {}
     arrays |= {name: (parameter.data, parameter.grad.copy()) for name, parameter in module.named_parameters()}
     module(x)
     module.backward(dy)
     for name, parameter in module.named_parameters():
-        assert np.array_equal(parameter.grad, 2 * arrays[name][1]), f"{module}: backward must add to {name}.grad, not replace it"
+        twice = 2 * arrays[name][1]  # a parameter at two places adds in another order
+        assert np.allclose(parameter.grad, twice, rtol=0, atol=1e-12 * np.abs(twice).max()), (
+            f"{module}: backward must add to {name}.grad, not replace it")
     worst = 0.0
     for name, (array, gradient) in arrays.items():
         measured = _differences(lambda: float(np.sum(dy * module(x))), array)
@@ -147,11 +152,13 @@ def check_degree(module: Module, x: np.ndarray, *, rng: Generator) -> None:
     """
     module = _without_eps(module)
     points = [_random_point(module, x, rng) for _ in range(4)]
-    names = list(points[0])
+    whole = not is_floating(x)  # integers have no scale
+    names = [name for name in points[0] if not (whole and name == INPUT)]
     for centred in (False, True):
         walk = Walk({id(p): name for name, p in module.named_parameters()},
                     {id(m): name or str(module) for name, m in module.named_modules()})
-        claimed = module.degree(Degree(walk, {INPUT: Fraction(1)}, ((SHIFT, {SHIFT: Fraction(1)}),)))
+        given = Degree(walk) if whole else Degree(walk, {INPUT: Fraction(1)}, ((SHIFT, {SHIFT: Fraction(1)}),))
+        claimed = module.degree(given)
         if not centred:
             claimed = claimed.settled(module)
 
@@ -189,6 +196,8 @@ def _random_point(module, x, rng):
         return np.where(array == 0, 1.0, array) * rng.uniform(0.5, 1.5, array.shape)
 
     parameters = {name: vary(p.data) for name, p in module.named_parameters()}
+    if not is_floating(x):
+        return {**parameters, INPUT: x}
     images, channels = (rng.choice(x.ravel(), size) for size in ((max(x.shape[0], 8), *x.shape[1:]), x.shape[-1]))
     return {**parameters, INPUT: vary(images), SHIFT: vary(channels)}
 
@@ -197,12 +206,12 @@ def _output(module, theta, centred):
     """f(θ), with each channel's mean taken away if `centred`."""
     for name, parameter in module.named_parameters():
         parameter.data = theta[name]
-    y = module(theta[INPUT] + theta[SHIFT])
+    y = module(theta[INPUT] + theta.get(SHIFT, 0))
     return y - y.mean(axis=tuple(range(y.ndim - 1)), keepdims=True) if centred else y
 
 
 def _scaled(theta, c, exponents):
-    return {name: c ** float(exponents.get(name, 0)) * array for name, array in theta.items()}
+    return {name: c ** float(exponents[name]) * array if name in exponents else array for name, array in theta.items()}
 
 
 def _derivatives(f, theta, names, h=1e-6):
@@ -238,7 +247,8 @@ def check_libraries(module: Module, x: np.ndarray, *, rng: Generator, tolerance:
             dy = rng.standard_normal(tuple(y.shape)) if dy is None else dy
             dx = there.backward(backend.convert(dy, xp, device=device))
             state = there.state_dict() | {f"{path}.grad": p.grad for path, p in there.named_parameters()}
-            results = {key: backend.to_numpy(value) for key, value in {"output": y, "input.grad": dx, **state}.items()}
+            results = {key: backend.to_numpy(value) for key, value in {"output": y, "input.grad": dx, **state}.items()
+                       if value is not None}  # integers have no gradient
         except Exception as error:
             raise AssertionError(f"{module} does not run on {name}: {type(error).__name__}: {error}") from error
         expected = expected or results
