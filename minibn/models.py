@@ -2,9 +2,9 @@
 
 Those for images share their keywords: `num_classes`; `in_channels` of the channels-last images; `norm`, the
 normalisation class, called as `norm(channels, eps=eps, affine=affine, dtype=dtype)` (for groups,
-`functools.partial(nn.GroupNorm, 4)`); `rng`, the numpy.random.Generator of the Kaiming-normal weights; `dtype`. Convolutions have no bias, since a normalisation
-follows each on its way to the logits; the last layer, `head`, has one. Only `head` and the norms' γ and β keep the
-networks from being scale-invariant in all their weights together.
+`functools.partial(nn.GroupNorm, 4)`); `rng`, the numpy.random.Generator of the Kaiming-normal weights; `dtype`.
+Convolutions have no bias, since a normalisation follows each on its way to the logits; the last layer, `head`, has one.
+Only `head` and the norms' γ and β keep the networks from being scale-invariant in all their weights together.
 """
 
 from collections.abc import Callable, Sequence
