@@ -109,6 +109,14 @@ def test_the_command_goes_on_where_it_stopped_and_the_pictures_follow(small, mon
     assert "| step decay, weight decay (`step`) | 2 |" in text
 
 
+def test_a_folder_without_runs_leaves_the_page_alone(tmp_path, capsys):
+    (tmp_path / "page.md").write_text(f"{draw.BEGIN}old\n{draw.END}")
+    with pytest.raises(SystemExit):
+        draw.main(["--data", str(tmp_path), "--output", str(tmp_path), "--page", str(tmp_path / "page.md")])
+    assert "there are no runs in" in capsys.readouterr().err
+    assert "old" in (tmp_path / "page.md").read_text()
+
+
 def test_the_table_gives_mean_standard_deviation_and_the_difference_with_the_same_seed():
     def record(name, seed, accuracy):
         return {"configuration": {"run": name, "seed": seed}, "result": {"test_accuracy": accuracy, "train_loss": 0.25}}
