@@ -1,6 +1,7 @@
 """Settings for all tests, and the array libraries that they run on: hypothesis without time limits (a slow machine is not a
 failure), GPU tests where there is a GPU."""
 
+import os
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from minibn.kernels.cpu import convolution, elementwise, normalisation
 # the fixture `library` stays the same from example to example
 settings.register_profile("minibn", deadline=None, max_examples=40,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-settings.load_profile("minibn")
+settings.register_profile("quick", parent=settings.get_profile("minibn"), max_examples=6)  # for mutation testing
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "minibn"))
 
 OLDEST = "2023.12"  # of the standard's versions, that will do: see `minibn.backend`
 
