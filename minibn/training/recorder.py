@@ -130,6 +130,7 @@ class Recorder:
 
     def _show(self):
         last = {name: values[-1] for name, values in self.history.columns.items()}
-        rates = {f"lr/{group}": f"{last[f'lr/{group}']:.3g}" for group in self._groups}
-        self._bar.set_postfix({"loss": f"{last['loss']:.4f}", "acc": f"{last['accuracy']:.3f}", **rates}, refresh=False)
+        rates = [(f"lr/{group}", f"{last[f'lr/{group}']:.3g}") for group in self._groups]
+        numbers = [*rates[:1], ("loss", f"{last['loss']:.4f}"), ("acc", f"{last['accuracy']:.3f}"), *rates[1:]]
+        self._bar.set_postfix(dict(numbers), refresh=False)
         self._bar.update(len(self.history) - self._bar.n)
