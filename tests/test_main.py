@@ -1,6 +1,7 @@
 """The command line: what each command writes, and what it refuses."""
 
 import dataclasses
+import functools
 import io
 import json
 import subprocess
@@ -128,6 +129,7 @@ def test_train_on_cifar10_stopped_and_resumed(tmp_path, capsys):
     calls = []
     original = experiment.data.crop_flip
 
+    @functools.wraps(original)  # a checkpoint knows an augmentation by its name
     def interrupted(x, rng):
         calls.append(None)
         if len(calls) == 10:

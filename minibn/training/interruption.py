@@ -40,7 +40,7 @@ class Interrupted(Stopped, KeyboardInterrupt):
     """Training was stopped by Ctrl-C, at the end of a step."""
 
 
-class Terminated(Stopped, SystemExit):
+class Terminated(Stopped, SystemExit):  # type: ignore[misc]  # both have a `code`
     """Training was stopped by SIGTERM or SIGHUP, at the end of a step."""
 
 
@@ -74,7 +74,8 @@ def deferred() -> Iterator[Signals]:
     if _current is not None or threading.current_thread() is not threading.main_thread():
         yield _current if _current is not None and threading.current_thread() is threading.main_thread() else Signals()
         return
-    signals, handlers = Signals(), {}
+    signals = Signals()
+    handlers: dict[int, Any] = {}
     since = 0.0
 
     def wait(number: int, frame: Any) -> None:
