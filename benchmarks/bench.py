@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from minibn import backend
+from minibn import kernels
+from minibn.kernels.threads import map_chunks
 
 README = Path(__file__).parent / "README.md"
 
@@ -41,13 +42,13 @@ def alternate(contenders, turns, prepare=None, around=None):
         turns: how many.
         prepare: {name: function} to call before each call, not counted.
         around: {name: maker of the context manager in which a turn is}; if not given, minibn's contenders run in
-            `backend.threads`, as `training.fit` does, and the others with their own threads.
+            `kernels.threads`, as `training.fit` does, and the others with their own threads.
     """
     prepare, around = prepare or {}, around or {}
     seconds = {name: [] for name in contenders}
     for _ in range(turns):
         for name, function in contenders.items():
-            default = nullcontext if name.startswith(("PyTorch", "MyGrad")) else backend.threads
+            default = nullcontext if name.startswith(("PyTorch", "MyGrad")) else kernels.threads
             with around.get(name, default)():
                 calls = []
                 while len(calls) < 2 or sum(calls) < 0.02:
@@ -74,16 +75,15 @@ def table(header, rows):
 def gemm_peak(dtype="float32", size=1536):
     """GFLOP/s of one large matrix product on each core at once; the best of seven."""
     a = np.ones((size, size), dtype)
-    each = np.empty((backend.cores(), 1))
-    seconds = min(alternate({"gemm": lambda: backend.map_chunks(lambda s: a @ a, each, 1, 8)}, 7)["gemm"])
-    return 2 * size**3 * len(each) / seconds / 1e9
+    seconds = min(alternate({"gemm": lambda: map_chunks(lambda s: a @ a, kernels.cores(), 8, 8)}, 7)["gemm"])
+    return 2 * size**3 * kernels.cores() / seconds / 1e9
 
 
 def copy_peak(megabytes=8):
     """GB/s, read and written, of copying an array of the size of an activation, by all cores; the best of seven."""
     a = np.ones((megabytes, 2**18), "float32")
     b = np.empty_like(a)
-    copy = lambda: backend.map_chunks(lambda s: np.copyto(b[s], a[s]), a, 2**18)  # noqa: E731
+    copy = lambda: map_chunks(lambda s: np.copyto(b[s], a[s]), len(a), a[0].nbytes)  # noqa: E731
     return 2 * a.nbytes / min(alternate({"copy": copy}, 7)["copy"]) / 1e9
 
 
@@ -95,7 +95,7 @@ def machine():
         name = platform.processor() or platform.machine()
     blas = ", ".join(f"{one['internal_api']} {one['version']} {one.get('architecture', '')}".strip()
                      for one in threadpool_info() if one["user_api"] == "blas")
-    parts = [f"{name}, {backend.cores()} cores", f"Python {platform.python_version()}", f"NumPy {np.__version__} ({blas})"]
+    parts = [f"{name}, {kernels.cores()} cores", f"Python {platform.python_version()}", f"NumPy {np.__version__} ({blas})"]
     try:
         import torch
 

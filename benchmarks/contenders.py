@@ -6,7 +6,8 @@ network is the one that `tests/test_torch_oracle.py` checks against minibn's.
 
 import numpy as np
 
-from minibn import backend, models, nn, schedules
+from minibn import models, nn, schedules
+from minibn.kernels.threads import map_chunks
 from minibn.optim import SGD
 
 USUAL = {"momentum": 0.9, "weight_decay": 5e-4}
@@ -19,7 +20,7 @@ def images(batch, size=32, dtype="float32"):
 
 
 def minibn(depth=32, width=16, batch=128, dtype="float32", net=None):
-    """minibn's step; inside `backend.threads`, as `training.fit` runs it."""
+    """minibn's step; inside `minibn.threads`, as `training.fit` runs it."""
     net = net or models.preresnet(depth, width=width, rng=np.random.default_rng(0), dtype=dtype)
     sgd, loss, (x, y) = SGD(net.parameters(), schedules.constant(0.1, **USUAL)), nn.CrossEntropy(), images(batch, dtype=dtype)
 
@@ -170,10 +171,10 @@ def bare_products(shapes, dtype="float32"):
     def make(m, k, n):
         rows = max(1, min(m, 2**20 // (k * np.dtype(dtype).itemsize)))
         a, w, dy = np.ones((rows, k), dtype), np.ones((k, n), dtype), np.ones((rows, n), dtype)
-        todo = np.empty((-(-m // rows), 1))
+        turns = -(-m // rows)
 
         def run():
-            backend.map_chunks(lambda s: [(a @ w, dy @ w.T, a.T @ dy) for _ in range(s.start, s.stop)], todo, 2**20)
+            map_chunks(lambda s: [(a @ w, dy @ w.T, a.T @ dy) for _ in range(s.start, s.stop)], turns, 2**20)
 
         return run
 

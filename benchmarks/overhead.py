@@ -13,8 +13,9 @@ from itertools import islice, repeat
 import bench
 import numpy as np
 
-from minibn import equivalence, nn, schedules, toy
+from minibn import equivalence, nn, schedules
 from minibn.optim import SGD, Step
+from minibn.paper import section3 as toy
 
 USUAL = {"momentum": 0.9, "weight_decay": 5e-4}
 

@@ -10,7 +10,7 @@ import bench
 import contenders
 import numpy as np
 
-from minibn import backend, models
+from minibn import kernels, models
 
 BASE = {"depth": 8, "width": 16, "batch": 128}
 AXES = {"batch": [16, 32, 64, 128, 256, 512], "width": [8, 16, 32, 64], "depth": [8, 20, 32, 56]}
@@ -38,9 +38,9 @@ def main():
 
 def thread_rows(size, turns):
     """The same step on 1 to all cores, in turns."""
-    counts = {str(n): n for n in range(1, backend.cores() + 1)}
+    counts = {str(n): n for n in range(1, kernels.cores() + 1)}
     seconds = bench.alternate({name: contenders.minibn(**size) for name in counts}, turns,
-                              around={name: lambda n=n: backend.threads(n) for name, n in counts.items()})
+                              around={name: lambda n=n: kernels.threads(n) for name, n in counts.items()})
     return [[name, bench.spread(values * 1e3), bench.spread(seconds["1"] / values, "{:.2f}")] for name, values in seconds.items()]
 
 

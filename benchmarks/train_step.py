@@ -15,7 +15,7 @@ import bench
 import contenders
 import numpy as np
 
-from minibn import backend, models, nn
+from minibn import kernels, models, nn
 
 MAKERS = {"minibn": contenders.minibn, "PyTorch, NCHW": contenders.pytorch(),
           "PyTorch, channels last": contenders.pytorch(channels_last=True), "MyGrad": contenders.mygrad}
@@ -40,7 +40,7 @@ def main():
         seconds[name] = pair[name] / pair["minibn"] * np.median(seconds["minibn"])
     double = {"float64": contenders.minibn(**size, dtype="float64"), "float32": steps["minibn"]}
     double = bench.alternate(double, 1 if options.quick else 7)
-    with backend.threads():
+    with kernels.threads():
         split = by_kind(contenders.minibn(**size, net=net), net, 2 if options.quick else 7)
     ours, rows = seconds["minibn"], []
     for name, values in seconds.items():
@@ -110,7 +110,7 @@ def peak_memory(name, size):
     """Peak memory of this process in MB after three steps, and before them in brackets."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there
     step, peaks = MAKERS[name](**size), []
-    with backend.threads() if name == "minibn" else nullcontext():
+    with kernels.threads() if name == "minibn" else nullcontext():
         for steps in (0, 3):
             for _ in range(steps):
                 step()

@@ -23,7 +23,7 @@ def gaps(eps):
     net = models.preresnet(8, in_channels=1, width=8, eps=eps, affine=False, rng=np.random.default_rng(0), dtype="float64")
     parameters = {name: p.data for name, p in net.named_parameters()}
     f = invariance.loss_function(net, digits.x_train[:128], digits.y_train[:128])
-    convs = [name for name, p in parameters.items() if p.ndim == 4]
+    convs = invariance.symmetries(net).weights
 
     def of_convs(p):
         logits, gradients = f(p)

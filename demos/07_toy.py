@@ -10,8 +10,9 @@ times weight decay itself goes to zero.
 import lab
 import numpy as np
 
-from minibn import schedules, toy
+from minibn import schedules
 from minibn.optim import Step
+from minibn.paper import section3 as toy
 
 lr, weight_decay, seeds, dim = 0.1, 1e-2, lab.size(100, 20), 20
 steps = lab.size(60_000, 10_000)

@@ -52,7 +52,8 @@ for i, name in enumerate(names):
     for j, (norm, affine) in enumerate(columns):
         net = build(name, norm, affine)
         found = invariance.symmetries(net)
-        weights = [n for n, p in net.named_parameters() if p.data.ndim > 1 and n != "head.weight"]
+        layers = [n for n, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+        weights = [f"{n}.weight" for n in layers[:-1]]  # of all but the last layer
         answers[i, j] = found.is_scale_invariant(weights)
         table[i, j] = f"{len(found.groups)} groups\n{len(found.basis)} symmetries"
         f = invariance.loss_function(net, digits.x_train[:16], digits.y_train[:16])

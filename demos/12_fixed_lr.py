@@ -9,7 +9,7 @@ import lab
 import matplotlib as mpl
 import numpy as np
 
-from minibn.convergence import fixed_rate
+from minibn.paper.section4 import fixed_rate
 
 # %%
 rates = np.logspace(-2, 4, 7)

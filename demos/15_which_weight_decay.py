@@ -11,6 +11,7 @@ import numpy as np
 
 from minibn import data, models, schedules
 from minibn.equivalence import remove_weight_decay
+from minibn.invariance import symmetries
 from minibn.optim import SGD
 from minibn.training import evaluate, fit, update_bn
 
@@ -31,18 +32,19 @@ def usual(weight_decay):
     return schedules.warmup(steps // 20, schedules.cosine(0.1, steps, momentum=0.9, weight_decay=weight_decay))
 
 
-def group(name, parameter):
+def kinds(net):
     """"conv": the scale-invariant weights; "head": the last layer's matrix; "norm": γ, β and the last layer's bias."""
-    return {"head.weight": "head"}.get(name, "conv" if parameter.data.ndim == 4 else "norm")
+    conv, head = symmetries(net).weights, net["head"].weight
+    return {"conv": [p for name, p in net.named_parameters() if name in conv],
+            "norm": [p for name, p in net.named_parameters() if name not in conv and p is not head], "head": [head]}
 
 
 def train(decayed, seed, convert=False, dtype="float32"):
     """(history, test accuracy) of a run with weight decay on the groups `decayed`; `convert`: not on "conv", lr converted."""
     net = models.preresnet(8, in_channels=1, width=8, eps=0.0, rng=np.random.default_rng(seed), dtype=dtype)
     optimizers = {}
-    for one in ("conv", "norm", "head"):
+    for one, parameters in kinds(net).items():
         schedule = usual(1e-2 if one in decayed else 0.0)
-        parameters = [p for name, p in net.named_parameters() if group(name, p) == one]
         optimizers[one] = SGD(parameters, remove_weight_decay(schedule) if convert and one == "conv" else schedule)
     x = images.astype(dtype)
     history = fit(net, optimizers, x, labels, epochs=epochs, batch_size=batch, rng=np.random.default_rng(seed + 100),

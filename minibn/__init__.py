@@ -4,8 +4,9 @@ A NumPy layer library with hand-written backward passes, built around the theore
 Learning Rate Schedule for Deep Learning* (ICLR 2020): see `minibn.equivalence`.
 """
 
-from minibn import backend, data, equivalence, invariance, models, monitor, nn, optim, schedules, training
+from minibn import backend, data, equivalence, invariance, kernels, models, monitor, nn, optim, schedules, training
+from minibn.kernels import plain, threads
 from minibn.optim import SGD, Step
 
-__all__ = ["SGD", "Step", "backend", "data", "equivalence", "invariance", "models", "monitor", "nn", "optim", "schedules",
-           "training"]
+__all__ = ["SGD", "Step", "backend", "data", "equivalence", "invariance", "kernels", "models", "monitor", "nn", "optim",
+           "plain", "schedules", "threads", "training"]

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from minibn import backend, data, experiment, headline, plots, schedules, sweep
+from minibn import backend, data, experiment, export, plots, schedules, sweep
 from minibn.equivalence import add_weight_decay, remove_weight_decay
 from minibn.experiment import MODELS, NORMS, Experiment
 from minibn.invariance import symmetries
+from minibn.paper import headline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,21 +102,18 @@ def _executor(workers, dask):
         yield executor
 
 
-def convert(read: str | None, steps: int | None, schedule: str, lr: float, momentum: float, weight_decay: float,
+def convert_schedule(read: str | None, steps: int | None, schedule: str, lr: float, momentum: float, weight_decay: float,
             milestones: list[int], factor: float, final: float, growth: float, warmup: int, nesterov: bool, decoupled: bool,
             to_weight_decay: float | None, no_rescale: bool) -> int:
     """Write a schedule without weight decay, or with another, as CSV."""
     with nullcontext(sys.stdin) if read is None or read == "-" else open(read, newline="", encoding="utf-8") as file:
         if read is not None:
-            stream = schedules.read_csv(file)
+            stream = export.read_csv(file)
         elif steps is None:
             raise ValueError("convert needs --steps, how many steps to write, or --read, a file of steps")
         else:
-            usual = {"momentum": momentum, "weight_decay": weight_decay}
-            stream = {"constant": lambda: schedules.constant(lr, **usual),
-                      "step": lambda: schedules.step_decay(lr, milestones, factor, **usual),
-                      "cosine": lambda: schedules.cosine(lr, steps, final, **usual),
-                      "exponential": lambda: schedules.exponential(lr, growth, **usual)}[schedule]()
+            stream = schedules.by_name(schedule, lr, steps=steps, milestones=milestones, factor=factor, final=final,
+                                       growth=growth, momentum=momentum, weight_decay=weight_decay)
             stream = schedules.warmup(warmup, stream)
         if decoupled:
             stream = schedules.decoupled(stream)
@@ -124,7 +122,7 @@ def convert(read: str | None, steps: int | None, schedule: str, lr: float, momen
         converted = remove_weight_decay(stream, band=None if no_rescale else 2.0**32)
         if to_weight_decay is not None:
             converted = add_weight_decay(converted, to_weight_decay)
-        schedules.write_csv(islice(converted, steps), sys.stdout)
+        export.write_csv(islice(converted, steps), sys.stdout)
         sys.stdout.flush()
     return 0
 
@@ -151,7 +149,7 @@ def _compare_flags() -> argparse.ArgumentParser:
     default = headline.settings()
     parser.add_argument("--depth", type=_depth, default=default.depth, help="layers of the PreResNet, 6n + 2")
     parser.add_argument("--epochs", type=_between(int, 1), default=default.epochs, help="passes through the 1,437 images")
-    parser.add_argument("--batch", type=_between(int, 2, data.TRAIN_IMAGES), default=default.batch, help="images a step")
+    parser.add_argument("--batch", type=_between(int, 2, data.TRAIN_IMAGES), default=default.batch, help="images per step")
     _sgd_flags(parser, default.lr, default.momentum, default.weight_decay)
     parser.add_argument("--seed", type=_between(int, 0), default=default.seed, help="of the weights and the shuffling")
     parser.add_argument("--dtype", choices=list(headline.TOLERANCE), default=default.dtype, help="of all numbers")
@@ -200,9 +198,9 @@ def _experiment_flags(parser, nargs=None, leave_out=()):
 
 
 def _convert_flags() -> argparse.ArgumentParser:
-    parser = _parser(convert, "minibn convert")
+    parser = _parser(convert_schedule, "minibn convert")
     _sgd_flags(parser, 0.1, 0.9, 5e-4)
-    parser.add_argument("--schedule", choices=["constant", "step", "cosine", "exponential"], default="constant", help="of lr")
+    parser.add_argument("--schedule", choices=schedules.NAMES, default="constant", help="of lr")
     parser.add_argument("--steps", type=_between(int, 1), help="how many steps to write; cosine ends there")
     parser.add_argument("--milestones", type=_between(int, 0), nargs="+", default=[], help="steps at which `step` drops lr")
     parser.add_argument("--factor", type=_between(float, 0), default=0.1, help="by which `step` multiplies lr")
@@ -257,7 +255,7 @@ def _depth(text):
 
 
 COMMANDS: dict[str, tuple[Callable[..., int], Callable[[], argparse.ArgumentParser]]]
-COMMANDS = {"train": (train, _train_flags), "sweep": (run_sweep, _sweep_flags), "convert": (convert, _convert_flags),
+COMMANDS = {"train": (train, _train_flags), "sweep": (run_sweep, _sweep_flags), "convert": (convert_schedule, _convert_flags),
             "symmetries": (show_symmetries, _symmetries_flags)}
 
 if __name__ == "__main__":

@@ -1,23 +1,14 @@
-"""Arrays, devices and threads: the only file that knows which of them are in use.
+"""Array libraries and devices: what differs between NumPy, CuPy, PyTorch and array-api-strict.
 
-Everything else takes its array namespace from its inputs with `array_namespace` and uses names of the
-array API standard (https://data-apis.org/array-api), so NumPy, CuPy, PyTorch and array-api-strict arrays run
-the same lines. What the standard lacks is here under a name of its own. The oldest version of it that will do is 2023.12,
-which brought `maximum`, `repeat` and `tile`.
+Everything else takes its array namespace from its inputs with `array_namespace` and uses names of the array API
+standard (https://data-apis.org/array-api), so that the same lines run on every library. What the standard lacks is here
+under a name of its own. The oldest version of the standard that will do is 2023.12.
 
-On a GPU the CPU queues work and goes on; whoever asks for a number waits until everything queued is done. So a step of training
-asks for none: losses and norms stay 0-d arrays where they are, until `read` fetches all that are wanted at once.
+On a GPU the CPU queues work and goes on; code that asks for a number waits until everything queued is done. So a step
+of training asks for none: losses and norms stay 0-d arrays where they are, until `read` fetches many of them at once.
 """
 
-import ctypes
-import itertools
-import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from functools import cache
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from numbers import Real
@@ -33,11 +24,9 @@ from array_api_compat import (
     is_torch_array,
     to_device,
 )
-from threadpoolctl import threadpool_limits
 
-__all__ = ["Array", "BackendError", "LIBRARIES", "Namespace", "array_namespace", "asarray", "convert", "cores", "device",
-           "dtype_name", "elementwise", "into", "is_floating", "is_on_host", "library", "map_chunks", "move", "norm", "read",
-           "sum_rows", "threads", "to_numpy"]
+__all__ = ["Array", "BackendError", "LIBRARIES", "Namespace", "array_namespace", "asarray", "convert", "detach", "device",
+           "dtype_name", "is_floating", "is_numpy_array", "is_on_host", "library", "move", "read", "to_numpy"]
 
 # An array of NumPy, CuPy, PyTorch or array-api-strict. To a type checker it is Any: the standard has no class for it, the hints
 # of these libraries differ, and a protocol of every operator and attribute that is used here would be a file of its own.
@@ -47,149 +36,11 @@ Namespace: TypeAlias = Any  # the module with such a library's functions, as `ar
 LIBRARIES = ("numpy", "cupy", "torch")  # to train with; `library` knows array-api-strict too, to check with
 
 
-# (pool, its size) of the surrounding `threads` block; each thread has its own
-_workers: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("workers", default=None)
-
-
-@contextmanager
-def threads(count: int | None = None) -> Iterator[None]:
-    """Run chunked work on `count` Python threads, this one among them, and every BLAS call on one.
-
-    Many small matrix products on one BLAS thread each are faster than one large product on many, and
-    give the same bits whatever the number of threads, because a chunk's size never depends on it and partial
-    sums are added in the order of the chunks. Outside such a block everything runs in the calling thread,
-    which is what one wants in a debugger; BLAS is then left as it is.
-
-    From the first such block on, memory that is freed inside stays with the process until the outermost block ends: otherwise the
-    C library (glibc; others are left alone) gives activations back to the system after each step, which clears every page anew
-    in the next one, a tenth of its time. Setting one of glibc's own `MALLOC_…` environment variables keeps this off.
-
-    Args:
-        count: number of Python threads, at least 1. None: as many as the surrounding block has, or else
-            one for each core this process may use.
-
-    Raises:
-        ValueError: `count` is below 1.
-    """
-    if count is not None and count < 1:
-        raise ValueError(f"threads: count must be at least 1, got {count}")
-    if count is None and _workers.get() is not None:
-        yield
-        return
-    libc, outermost = _libc(), _workers.get() is None
-    count = count or cores()
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
-        token = _workers.set((pool, count))
-        try:
-            yield
-        finally:
-            _workers.reset(token)
-            if libc and outermost:
-                libc.malloc_trim(0)  # gives all of it back
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _workers.set(None))  # its threads are not in the child
-
-
-@cache
-def _libc():
-    """glibc, told to keep freed memory, or None where there is another C library or the user has told it something else."""
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-    with suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim") and not any(name.startswith("MALLOC_") for name in os.environ):
-            libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that it takes
-            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-            return libc
-    return None
-
-
-def map_chunks(function: Callable[[slice], Any], x: Array, numbers_per_item: int, chunk_bytes: int = 2**20) -> list:
-    """`[function(slice) for each chunk]` of the first axis of `x`, in order.
-
-    Args:
-        function: called with a slice of the first axis; called from several threads inside `threads`.
-        x: the array whose first axis is cut. Only NumPy arrays are: on a GPU one chunk is fastest.
-        numbers_per_item: how many numbers of x's dtype one item of the first axis becomes inside `function`.
-        chunk_bytes: at most so much memory for one chunk, so that it stays in the cache. Chunks are equal parts, and their
-            number never depends on that of the threads.
-
-    Returns:
-        list of what `function` returned.
-    """
-    length = x.shape[0]
-    count = math.ceil(length * numbers_per_item * x.itemsize / chunk_bytes) if is_numpy_array(x) else 1
-    count = min(length, count if count == 1 else 4 * math.ceil(count / 4))  # equal parts that 2 or 4 threads finish together
-    slices = [slice(i * length // count, (i + 1) * length // count) for i in range(count)]
-    results: list = [None] * count
-    failed: list[int] = []
-    tickets = itertools.count()
-
-    def work():
-        while (i := next(tickets)) < count and not failed:  # whoever is free takes the next chunk; `next` holds the GIL
-            try:
-                results[i] = function(slices[i])
-            except BaseException:
-                failed.append(i)
-                raise
-
-    pool, workers = _workers.get() or (None, 1)
-    others = [pool.submit(work) for _ in range(min(workers, count) - 1)] if pool else []
-    try:
-        work()
-    finally:
-        for other in others:
-            if not other.cancel():
-                other.result()
-    return results
-
-
-def into(out: Array, function: Callable[..., Array], *arguments: Array) -> None:
-    """`out[...] = function(*arguments)`, without a temporary array where the library can write into `out`."""
-    if is_numpy_array(out) or is_cupy_array(out):
-        function(*arguments, out=out)
-    else:
-        out[...] = function(*arguments)
-
-
-def elementwise(function: Callable[..., None], x: Array, *others: Array) -> Array:
-    """A new array like x, its numbers made from those at the same place of x and `others` (all of one shape), in chunks.
-
-    Args:
-        function: called as `function(out, *parts)`, writes a chunk of the new array into `out`, with `into` for example.
-    """
-    xp = array_namespace(x)
-    y = xp.empty(x.shape, dtype=x.dtype, device=device(x))
-    map_chunks(lambda s: function(y[s, ...], *(array[s, ...] for array in (x, *others))), x, math.prod(x.shape[1:]))
-    return y
-
-
-def sum_rows(x: Array) -> Array:
-    """Sum over the last axis but one, `(…, R, C) -> (…, C)`, as the product `ones(R) @ x`.
-
-    Summing a tall array over its rows this way is about ten times faster in NumPy than `sum(axis=0)`.
-    """
-    xp = array_namespace(x)
-    return xp.ones(x.shape[-2], dtype=x.dtype, device=device(x)) @ x
-
-
-def norm(arrays: Iterable[Array]) -> Array:
-    """Euclidean norm of all numbers in a list of arrays: a 0-d float64 array where they are (of NumPy: a float).
-
-    Squares are taken in float64, so float32 weights as large as 1e38 do not overflow.
-    """
-    squares = []
-    for x in arrays:
-        xp = array_namespace(x)
-        wide = xp.astype(xp.reshape(x, (-1,)), xp.float64)
-        squares.append(xp.vecdot(wide, wide))
-    return xp.sqrt(sum(squares[1:], start=squares[0])) if squares else 0.0  # of arrays 2^k times as large exactly 2^k times
+def __getattr__(name):
+    """`threads`, `cores` and `norm` live in `minibn.kernels`, and can still be imported from here."""
+    if name in ("threads", "cores", "norm"):
+        return getattr(import_module("minibn.kernels"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def is_floating(x: Array) -> bool:
@@ -202,10 +53,18 @@ def dtype_name(x: Array) -> str:
     return str(x.dtype).rsplit(".", 1)[-1]
 
 
+def detach(x: Array) -> Array:
+    """`x` without its history: of a PyTorch tensor that requires a gradient, the same numbers, which PyTorch does not track.
+
+    minibn computes gradients by hand. Tracked numbers would pile up one graph over all steps of training.
+    """
+    return x.detach() if is_torch_array(x) and x.requires_grad else x
+
+
 def to_numpy(x: Array) -> np.ndarray:
     """`x` as a NumPy array in main memory, from any array library."""
     if is_cupy_array(x) or is_torch_array(x):
-        x = to_device(x, "cpu")
+        x = to_device(detach(x), "cpu")
     elif is_array_api_strict_namespace(strict := array_namespace(x)):
         x = to_device(x, strict.Device("CPU_DEVICE"))
     return np.asarray(x)
@@ -227,6 +86,7 @@ def read(numbers: Sequence) -> list:
 
 def move(x: Array, like: Array | None) -> Array:
     """`x` in the library and on the device of the array `like`, its dtype kept; x itself if it is there, or `like` is None."""
+    x = detach(x)
     if like is None or (array_namespace(x) is array_namespace(like) and device(x) == device(like)):
         return x
     xp, where = array_namespace(like), device(like)
@@ -243,6 +103,7 @@ def asarray(x: Array, like: Array) -> Array:
 
 def convert(x: Array, xp: Namespace | None = None, dtype: str | None = None, device: Any = None) -> Array:
     """A copy of array `x` in namespace `xp`, with dtype named `dtype`, on `device`; None leaves each as it is."""
+    x = detach(x)
     own = array_namespace(x)
     xp = own if xp is None else array_namespace(xp.empty(0))
     dtype = getattr(xp, dtype or dtype_name(x))
@@ -278,7 +139,7 @@ def library(name: str) -> tuple[Namespace, Any]:
         where = found.Device("device1")
     elif name == "cupy":
         try:
-            found.zeros(1) + 1  # allocates and computes
+            float((found.ones((2, 2)) @ found.ones((2, 2)))[0, 0])  # allocates, multiplies, waits
         except Exception as error:  # without a driver, a GPU or the CUDA compiler they are of many types
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise BackendError(f"backend 'cupy' was asked for but finds no GPU it can use here ({why}): run it where there is an "

@@ -1,4 +1,4 @@
-"""One training run as data: `Experiment` says what to train and how, `run` does it. The paper's recipe is a few of its fields."""
+"""A training run as data: `Experiment` says what to train and how, and `run` does it."""
 
 import itertools
 import math
@@ -13,15 +13,16 @@ import numpy as np
 
 from minibn import backend, data, equivalence, models, nn, schedules
 from minibn.data import Split
-from minibn.history import History
 from minibn.invariance import symmetries
 from minibn.optim import SGD, Schedule, Step
-from minibn.training import evaluate, fit, predict, update_bn
+from minibn.training import History, evaluate, fit, predict, split, update_bn
 
 NORMS: dict[str, models.Norm]
 NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm, "group": partial(nn.GroupNorm, 4)}
 MODELS: dict[str, Callable[..., nn.Sequential]]
 MODELS = {"mlp": models.mlp, "vgg": models.vgg, "resnet": models.resnet, "preresnet": models.preresnet}
+DATA: dict[str, Callable[..., Split]]
+DATA = {"digits": data.digits, "cifar10": data.cifar10, "fashion-mnist": data.fashion_mnist}  # all but digits have a path
 # name: (the schedule with weight decay, and its form in the paper without weight decay, or None)
 SCHEDULES: dict[str, tuple[str, Callable[..., Iterator[Step]] | None]]
 SCHEDULES = {"constant": ("constant", None), "step": ("step", None), "cosine": ("cosine", None),
@@ -37,22 +38,24 @@ def _flag(default, text, choices=None):
 
 @dataclass(frozen=True)
 class Experiment:
-    """What to train and how; the defaults are a small PreResNet on digits, within a minute.
+    """What to train and how. The defaults train a small PreResNet on digits within a minute.
 
-    The weights of convolutions and hidden linear layers are scale-invariant together; they follow `schedule`, as it is, or in a
-    form without weight decay (`convert`, or one of the paper's forms by name). All other parameters (norms' γ and β, the head)
-    follow the usual schedule with weight decay, or stay where they start (`fixed`, as in the paper).
+    The weights of convolutions and hidden linear layers are scale-invariant together. They follow
+    `schedule` as it is, or a form of it without weight decay: `convert`, or one of the paper's forms
+    by name. All other parameters (the norms' γ and β, the head) follow the usual schedule with weight
+    decay, or keep their initial values (`fixed`, as in the paper).
 
-    Figure 2 of the paper is `Experiment(data="cifar10", path=…, depth=32, affine=False, fixed=True, schedule="texp",
-    epochs=160, milestones=(80, 120), batch=128, weight_decay=5e-4, dtype="float32")`, against schedule="step".
+    Figure 2 of the paper compares schedule="step" with `Experiment(data="cifar10", path=…, depth=32,
+    affine=False, fixed=True, schedule="texp", epochs=160, milestones=(80, 120), batch=128,
+    weight_decay=5e-4, dtype="float32")`.
 
     Raises:
-        ValueError: a field is out of range; the message names it.
+        ValueError: a field is out of range. The message names it.
     """
 
-    data: str = _flag("digits", "images to learn", ["digits", "cifar10"])
-    path: str | None = _flag(None, "archive or folder of CIFAR-10")
-    checksum: bool = _flag(True, "insist on the original files of CIFAR-10")
+    data: str = _flag("digits", "images to learn", DATA)
+    path: str | None = _flag(None, "folder of Fashion-MNIST, or archive or folder of CIFAR-10")
+    checksum: bool = _flag(True, "insist on the original files of CIFAR-10 or Fashion-MNIST")
     augment: bool = _flag(True, "crop and flip the images of CIFAR-10 at random")
     model: str = _flag("preresnet", "network", MODELS)
     depth: int = _flag(8, "layers of a resnet or preresnet, 6n + 2")
@@ -60,7 +63,7 @@ class Experiment:
     norm: str = _flag("batch", "normalisation", NORMS)
     eps: float = _flag(0.0, "added to the variance; 0 makes the network exactly scale-invariant")
     affine: bool = _flag(True, "give the normalisations γ and β")
-    fixed: bool = _flag(False, "leave all but the scale-invariant weights as they start, as the paper does")
+    fixed: bool = _flag(False, "train the scale-invariant weights only, as the paper does")
     schedule: str = _flag("step", "of the scale-invariant weights; those after cosine have no weight decay", SCHEDULES)
     convert: bool = _flag(False, "remove the weight decay from constant, step or cosine, exactly")
     milestones: tuple[float, ...] | None = _flag(None, "epochs at which lr drops; 1/2 and 3/4 of training if not given")
@@ -68,7 +71,7 @@ class Experiment:
     warmup: float = _flag(0.0, "epochs of linear warm-up")
     nesterov: bool = _flag(False, "Nesterov's momentum in place of heavy-ball")
     epochs: int = _flag(24, "passes through the training images")
-    batch: int = _flag(64, "images a step")
+    batch: int = _flag(64, "images per step")
     lr: float = _flag(0.1, "highest learning rate, with weight decay")
     momentum: float = _flag(0.9, "from 0 to below 1")
     weight_decay: float = _flag(5e-3, "L2, as PyTorch's SGD has it")
@@ -86,19 +89,19 @@ class Experiment:
             if not (isinstance(value, Real) and low <= float(value) < math.inf):
                 raise ValueError(f"{name} must be a number of at least {low}, got {value!r}")
         schedules.constant(self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        if (self.data == "cifar10") != (self.path is not None):
+        if (self.data == "digits") != (self.path is None):
             raise ValueError(f"data={self.data!r} {'needs' if self.path is None else 'takes no'} path")
         if SCHEDULES[self.schedule][1] and (self.convert or self.warmup or self.nesterov):
             raise ValueError(f"schedule={self.schedule!r} has no weight decay already, and no warm-up or Nesterov form; give "
                              "schedule 'constant', 'step' or 'cosine' with convert")
         if self.milestones is not None:
             object.__setattr__(self, "milestones", tuple(self.milestones))
-            if any(not a < b for a, b in itertools.pairwise((0, *self.milestones))):
+            if not all(a < b < math.inf for a, b in itertools.pairwise((0, *self.milestones))):
                 raise ValueError(f"milestones must be increasing epochs above 0, got {list(self.milestones)}")
 
     @cached_property
     def split(self) -> Split:
-        """`data.Split`: the images, read once in a process."""
+        """`data.Split`: the images, read once per process."""
         return _split(self.data, self.path, self.checksum, self.dtype)
 
     @property
@@ -107,7 +110,7 @@ class Experiment:
 
     @property
     def steps(self) -> int:
-        """Updates in all."""
+        """Number of updates."""
         return self.epochs * self.steps_per_epoch
 
     def network(self) -> nn.Module:
@@ -124,15 +127,13 @@ class Experiment:
 
     def usual(self) -> Iterator[Step]:
         """The schedule with weight decay, a stream of `Step`."""
-        numbers = {"momentum": self.momentum, "weight_decay": self.weight_decay}
-        stream = {"constant": lambda: schedules.constant(self.lr, **numbers),
-                  "step": lambda: schedules.step_decay(self.lr, self._drops(), self.factor, **numbers),
-                  "cosine": lambda: schedules.cosine(self.lr, self.steps, **numbers)}[SCHEDULES[self.schedule][0]]()
+        stream = schedules.by_name(SCHEDULES[self.schedule][0], self.lr, steps=self.steps, milestones=self._drops(),
+                                   factor=self.factor, momentum=self.momentum, weight_decay=self.weight_decay)
         stream = schedules.warmup(round(self.warmup * self.steps_per_epoch), stream)
         return schedules.nesterov(stream) if self.nesterov else stream
 
     def phases(self) -> list[tuple[float, float]]:
-        """The usual schedule as phases, a list of (steps, lr), the last one endless: what `equivalence.texp` takes."""
+        """The usual schedule as `equivalence.texp` takes it: a list of (steps, lr), the last one endless."""
         drops = [] if SCHEDULES[self.schedule][0] == "constant" else self._drops()
         lengths = [b - a for a, b in itertools.pairwise([0, *drops])]
         return [(length, self.lr * self.factor**i) for i, length in enumerate([*lengths, math.inf])]
@@ -145,23 +146,17 @@ class Experiment:
         return equivalence.remove_weight_decay(self.usual()) if self.convert else self.usual()
 
     def optimizers(self, model: nn.Module, schedule: Schedule | None = None) -> dict[str, SGD]:
-        """{"invariant": SGD, "rest": SGD} for `training.fit`; `schedule` in place of `invariant()`.
+        """The optimisers for `training.fit`; `schedule` replaces `invariant()`.
+
+        Returns:
+            {"invariant": SGD of the scale-invariant convolutions and hidden linear layers,
+            "rest": SGD of all other parameters}, without "rest" if the experiment is `fixed`.
 
         Raises:
-            ValueError: the weights are not scale-invariant together, but lose their weight decay.
+            ValueError: the network has no such weights.
         """
-        groups: dict[str, list[nn.Parameter]] = {"invariant": [], "rest": []}
-        names: list[str] = []
-        for name, parameter in model.named_parameters():
-            inner = parameter.data.ndim > 1 and name != "head.weight"
-            groups["invariant" if inner else "rest"].append(parameter)
-            names += [name] if inner else []
-        if (schedule or self.convert or SCHEDULES[self.schedule][1]) and not symmetries(model).is_scale_invariant(names):
-            raise ValueError(f"the weights of {self.model} with {self.norm} normalisation are not scale-invariant together")
-        if self.fixed:
-            del groups["rest"]
-        return {group: SGD(parameters, (schedule or self.invariant()) if group == "invariant" else self.usual())
-                for group, parameters in groups.items()}
+        rest = None if self.fixed else self.usual()
+        return split(model, schedule or self.invariant(), rest, symmetries(model).weights).optimizers
 
     def _drops(self):
         """The milestones in steps, at least one step apart."""
@@ -174,7 +169,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network: its History, test logits, loss on all training images and test accuracy at the end."""
+    """A trained network, its History, and at the end: test logits, loss on all training images, test accuracy."""
 
     model: nn.Module
     history: History
@@ -185,23 +180,26 @@ class Run:
 
 def run(experiment: Experiment, schedule: Schedule | None = None, *, checkpoint: str | Path | None = None, every: int = 500,
         threads: int | None = None, progress: bool = True, description: str = "train") -> Run:
-    """Train, with the test loss and accuracy at the end of each epoch in the History, and evaluate -> `Run`.
+    """Train, and evaluate after each epoch and at the end -> `Run`.
 
-    BatchNorm's running statistics are taken anew before the last evaluation (`training.update_bn`): they lag behind weights
-    that grow.
+    The test loss and accuracy of each epoch are in the History. Before the last evaluation BatchNorm's
+    running statistics, which lag behind weights that grow, are recomputed (`training.update_bn`).
 
     Args:
         experiment: `Experiment`.
-        schedule: stream of `Step` for the scale-invariant weights, in place of the experiment's.
-        checkpoint: file to resume from and to write every `every` steps; one of another experiment is refused, another backend
-            is not.
+        schedule: stream of `Step` for the scale-invariant weights, instead of the experiment's.
+        checkpoint: file to resume from, and to write every `every` steps. It must be of the same
+            experiment; only the backend may differ.
         threads, progress, description: as in `training.fit`.
+
+    Returns:
+        Run
 
     Raises:
         ValueError, DivergenceError: as in `training.fit`.
         BackendError: the experiment's backend cannot be used here.
     """
-    backend.library(experiment.backend)  # complains before the images are read
+    backend.library(experiment.backend)  # raises before the images are read
     split, model = experiment.split, experiment.network().to(experiment.backend)
     settings = asdict(experiment)
     del settings["backend"]
@@ -218,4 +216,4 @@ def run(experiment: Experiment, schedule: Schedule | None = None, *, checkpoint:
 
 @lru_cache(maxsize=1)
 def _split(name, path, checksum, dtype):
-    return data.digits(dtype) if name == "digits" else data.cifar10(path, dtype, checksum=checksum)
+    return DATA[name](dtype) if path is None else DATA[name](path, dtype, checksum=checksum)

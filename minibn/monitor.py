@@ -17,25 +17,28 @@ from collections.abc import Sequence
 
 from minibn import backend
 from minibn.backend import Array, array_namespace
-from minibn.optim import Step
+from minibn.optim import Step, StepNumbers
 
 
-def effective_lr(step: Step, weights: Sequence[Array]) -> Array:
-    """`η / |w|²`: the learning rate with which w/|w| moves (van Laarhoven, 2017; Hoffer et al., 2018).
+def effective_lr(step: StepNumbers, weights: Sequence[Array]) -> Array:
+    """`η / |w|^(k+1)`: the learning rate with which w/|w| moves (van Laarhoven, 2017; Hoffer et al., 2018).
+
+    k is the degree of the update in the gradients, `step.degree`: `η / |w|²` for SGD, `η / |w|` for AdamW, Lion and Muon.
+    If the step rescales the weights first, |w| is the norm after that.
 
     Momentum multiplies the total effect of a gradient by 1/(1-γ): divide by 1-γ to compare runs of different momentum.
 
     Args:
-        step: `Step`.
-        weights: a list of arrays, the weights that are scale-invariant together.
+        step: `Step` or another optimiser's step object.
+        weights: a list of arrays, the weights that are scale-invariant together, from before the step.
 
     Returns:
         0-d array; infinite for weights that are zero.
     """
-    square = backend.norm(weights) ** 2
-    xp = array_namespace(square)
-    safe = xp.where(square == 0, xp.ones_like(square), square)
-    return xp.where(square == 0, xp.full_like(square, math.inf), step.lr / safe)[()]
+    norm = backend.norm(weights) * getattr(step, "rescale", 1.0)
+    xp = array_namespace(norm)
+    safe = xp.where(norm == 0, xp.ones_like(norm), norm)
+    return xp.where(norm == 0, xp.full_like(norm, math.inf), step.lr / safe ** (step.degree + 1))[()]
 
 
 def angular_update(before: Sequence[Array], after: Sequence[Array]) -> Array:

@@ -5,19 +5,18 @@ A new layer needs three methods and nothing else, to be trained, converted and m
     >>> from minibn import nn
     >>> from minibn.backend import array_namespace
     >>> class Scale(nn.Module):
-    ...     '''`y = a x`, one factor a channel; backward: `da = Σ dy x`, `dx = a dy`.'''
+    ...     '''`y = a x`, one factor per channel; backward: `da = Σ dy x`, `dx = a dy`.'''
     ...
     ...     def __init__(self, channels):
     ...         self.weight = nn.Parameter(np.ones(channels))
     ...
     ...     def forward(self, x):
-    ...         self._keep(x)
-    ...         return x * self.weight.data
+    ...         return self.keep(x * self.weight.data, x)
     ...
     ...     def backward(self, dy):
-    ...         (x,) = self._take(dy, self._kept and self._kept[0].shape)
+    ...         (x,) = self.kept(dy)
     ...         axes = tuple(range(x.ndim - 1))
-    ...         self.weight.grad = self.weight.grad + array_namespace(x).sum(dy * x, axis=axes)
+    ...         self.weight.grad += array_namespace(x).sum(dy * x, axis=axes)
     ...         return dy * self.weight.data
     ...
     ...     def degree(self, x):

@@ -1,12 +1,14 @@
 """Settings for all tests, and the array libraries that they run on: hypothesis without time limits (a slow machine is not a
 failure), GPU tests where there is a GPU."""
 
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from minibn import backend
+from minibn import backend, kernels
+from minibn.kernels.cpu import convolution, elementwise, normalisation
 
 # the fixture `library` stays the same from example to example
 settings.register_profile("minibn", deadline=None, max_examples=40,
@@ -50,6 +52,27 @@ class Library(NamedTuple):
         """Whether array `x` is there."""
         like = self.xp.zeros(1, device=self.device)
         return backend.array_namespace(x) is self.xp and backend.device(x) == backend.device(like)
+
+
+@contextmanager
+def many_chunks(size=256):
+    """NumPy's kernels cut arrays into chunks of at most `size` bytes, so that small arrays have many, on two threads."""
+    before = [(module, module.BYTES) for module in (convolution, elementwise, normalisation)]
+    try:
+        for module, _ in before:
+            module.BYTES = size
+        with kernels.threads(2):
+            yield
+    finally:
+        for module, own in before:
+            module.BYTES = own
+
+
+@pytest.fixture(params=["plain", "many chunks"])
+def arithmetic(request):
+    """The reference, and the chunked kernels as they are for large arrays."""
+    with kernels.plain() if request.param == "plain" else many_chunks():
+        yield request.param
 
 
 STRICT = ["strict-oldest", "strict-newest"]

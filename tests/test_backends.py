@@ -12,27 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from common import NETWORKS, NORMS
 from conftest import others
-from hypothesis import given
-from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
-from minibn import backend, data, experiment, models, monitor, nn, schedules, training
+from minibn import backend, data, experiment, kernels, models, monitor, nn, schedules
 from minibn.__main__ import main
 from minibn.equivalence import remove_weight_decay
 from minibn.experiment import Experiment
 from minibn.optim import SGD, Step
-from minibn.training import DivergenceError, convert, evaluate, fit, predict, update_bn
-
-NETWORKS = {"mlp": lambda **kw: models.mlp((8, 8), in_features=64, **kw), "vgg": lambda **kw: models.vgg((4, "M", 8), **kw),
-            "resnet": lambda **kw: models.resnet(8, width=4, **kw),
-            "preresnet": lambda **kw: models.preresnet(8, width=4, **kw)}
-NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "group": lambda c, **kw: nn.GroupNorm(2, c, **kw)}
+from minibn.training import DivergenceError, convert, evaluate, fit, predict, recorder, train_step, update_bn
+from minibn.training.evaluation import accuracy
 
 
 def network(name="vgg", norm="batch", dtype="float64", eps=0.0):
-    shape = {"in_channels": 1} if name != "mlp" else {}
-    return NETWORKS[name](norm=NORMS[norm], eps=eps, rng=np.random.default_rng(0), dtype=dtype, **shape)
+    return NETWORKS[name](norm=NORMS[norm], eps=eps, rng=np.random.default_rng(0), dtype=dtype)
 
 
 def arrays(module):
@@ -229,8 +223,11 @@ def test_a_step_of_training_reads_nothing():
         net = network(name, norm).to("torch", device="meta")
         groups = convert(net, schedules.nesterov(schedules.constant(0.1, momentum=0.9, weight_decay=5e-3)), band=1.01).optimizers
         x, y = torch.zeros((4, 8, 8, 1), dtype=torch.float64, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
-        for step in range(4):
-            row = training._train_step(net, nn.CrossEntropy(), groups, x, y, step)
+        watched = recorder.watch(net, groups, {})
+        for _ in range(4):
+            before = recorder.weights(watched)
+            outputs, value = train_step(net, nn.CrossEntropy(), groups.values(), x, y)
+            row = {"loss": value, "accuracy": accuracy(outputs, y), **recorder.measure(watched, before)}
         unread = [name for name, value in row.items() if not isinstance(value, int | float)]
         assert unread == ["loss", "accuracy", *(f"{what}/{group}" for group in groups for what in
                                                 ("norm", "effective_lr", "angle"))]
@@ -269,7 +266,7 @@ def test_numbers_are_fetched_at_checkpoints_epochs_and_the_end(options, rows, fa
 @pytest.mark.parametrize(("progress", "rows"), [(True, [4, 4]), (False, [8])])
 def test_numbers_are_fetched_at_the_rate_of_the_progress_bar(progress, rows, far, monkeypatch, capsys):
     clock = iter(np.arange(0, 9, 0.03))  # a step takes 0.03 s
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(recorder.time, "monotonic", lambda: next(clock))
     Run().fit(progress=progress)
     assert far == rows
     assert ("8/8" in capsys.readouterr().err) == progress
@@ -371,11 +368,11 @@ def test_monitor_stays_on_the_device(library):
     before, after = [np.array([3.0, 0.0]), np.array([[4.0]])], [np.array([0.0, 3.0]), np.array([[4.0]])]
     there, zeros = [library.array(x) for x in before], [library.array(np.zeros(2)), library.array(np.zeros((1, 1)))]
     with np.errstate(all="raise"):
-        values = {"norm": (backend.norm(there), 5.0), "lr": (monitor.effective_lr(Step(0.1), there), 0.1 / 25),
+        values = {"norm": (kernels.norm(there), 5.0), "lr": (monitor.effective_lr(Step(0.1), there), 0.1 / 25),
                   "angle": (monitor.angular_update(there, [library.array(x) for x in after]), math.acos(16 / 25)),
                   "no angle": (monitor.angular_update(there, zeros), 0.0),
                   "no angle either": (monitor.angular_update(zeros, there), 0.0),
-                  "no norm": (backend.norm(zeros), 0.0), "infinite": (monitor.effective_lr(Step(0.1), zeros), math.inf),
+                  "no norm": (kernels.norm(zeros), 0.0), "infinite": (monitor.effective_lr(Step(0.1), zeros), math.inf),
                   "at lr 0 too": (monitor.effective_lr(Step(0.0), zeros), math.inf)}
     for what, (value, expected) in values.items():
         assert library.is_home_of(value), what
@@ -388,7 +385,7 @@ def test_monitor_stays_on_the_device(library):
 def test_float32_weights_of_any_size(library):
     weights = [library.array(np.full(4, 1e30, dtype="float32")), library.array(np.zeros(3, dtype="float32"))]
     turned = [library.array(np.array([1e30, 1e30, 1e30, -1e30], dtype="float32")), weights[1]]
-    assert backend.read([backend.norm(weights), monitor.angular_update(weights, turned)]) == pytest.approx([2e30, math.pi / 3])
+    assert backend.read([kernels.norm(weights), monitor.angular_update(weights, turned)]) == pytest.approx([2e30, math.pi / 3])
 
 
 def test_unit_vectors_of_float32_weights_are_float32(library):
@@ -468,7 +465,7 @@ def test_cupy_without_a_gpu(command, capsys, tmp_path, monkeypatch):
     """Also with CuPy in the extras' version, where that is installed: see the test of the names."""
     class NoGPU:
         @staticmethod
-        def zeros(shape):
+        def ones(shape):
             raise OSError("cudaErrorInsufficientDriver: the driver is too old\nfor this")
 
     monkeypatch.chdir(tmp_path)
@@ -588,29 +585,15 @@ def test_threads_do_not_change_a_bit(norm, dtype):
         net = models.preresnet(8, norm=NORMS[norm], rng=rng, dtype=dtype)
         x, y = rng.standard_normal((96, 16, 16, 3)).astype(dtype), rng.integers(10, size=96)
         loss = nn.CrossEntropy()
-        with backend.threads(threads):
+        with kernels.threads(threads):
             value = loss(net(x), y)
             dx = net.backward(loss.backward())
         return [value, dx, *(p.grad for p in net.parameters())]
 
-    assert len(backend.map_chunks(lambda s: s, np.empty((96, 1), dtype), 16 * 16 * 16)) > 1  # activations are cut
     expected = run(1)
     for threads in (2, 3):
         for one, other in zip(expected, run(threads), strict=True):
             np.testing.assert_array_equal(one, other)
-
-
-@given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 400), st.integers(1, 3))
-def test_map_chunks_covers_everything_once_in_order(length, numbers, chunk_bytes, threads):
-    x = np.arange(length * 1.0)
-    with backend.threads(threads):
-        parts = backend.map_chunks(lambda s: x[s], x, numbers, chunk_bytes)
-    np.testing.assert_array_equal(np.concatenate(parts), x)
-
-
-def test_threads_below_one():
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"), backend.threads(0):
-        pass
 
 
 def test_import_is_light():

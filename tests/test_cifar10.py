@@ -4,12 +4,20 @@ import hashlib
 import io
 import os
 import pickle
+import struct
 import tarfile
+import tracemalloc
+import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from minibn import cifar10, data
+from minibn import data
+from minibn.data import cifar10_files as cifar10
+from minibn.data import pickles
 
 COUNT = 20  # images in each file; the real ones have 10,000
 
@@ -160,6 +168,17 @@ def test_pickles_of_any_protocol(small, protocol):
     np.testing.assert_array_equal(cifar10.read(folder / "q", checksum=False)[0], cifar10.read(folder / "p")[0])
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, ">i4"])
+def test_labels_may_be_numbers_or_an_array_of_numpy(small, protocol, dtype):
+    folder, batches = small
+    pixels, labels = batches["test_batch"]
+    for kept in (list(labels.astype(dtype)), labels.astype(dtype), labels.tolist()):
+        batch = {"data": pixels, "labels": kept}
+        (folder / "p" / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(batch, protocol))
+        np.testing.assert_array_equal(cifar10.read(folder / "p", checksum=False)[3], labels)
+
+
 @pytest.mark.parametrize("batch", [{}, [], {b"data": 3, b"labels": [1]}, {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]},
                                    {b"data": np.zeros((1, 3072)), b"labels": [1]},
                                    {b"data": np.zeros((1, 3072), object), b"labels": [1]}])
@@ -168,6 +187,95 @@ def test_pickles_that_are_no_batches(small, batch):
     (folder / "p" / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(batch))
     with pytest.raises(ValueError, match="data_batch_1 (is not a batch|must hold data).*download cifar-10-python"):
         cifar10.read(folder / "p", checksum=False)
+
+
+LARGE = struct.pack("<Q", 2**33)
+DTYPE = b"cnumpy\ndtype\n(S'i4'\ntR"
+ENCODE = b"c_codecs\nencode\n(X\1\0\0\0aX\3\0\0\0hextR"  # with other codecs it would double the text, again and again
+
+
+@pytest.mark.parametrize(("program", "message"), [
+    pytest.param(b"]r\xff\xff\xff\x7f.", "stores object number 2147483647 after 2 operations", id="memo"),
+    pytest.param(b"]p2147483647\n.", "stores object number 2147483647 after 2 operations", id="memo in text"),
+    pytest.param(b"\x80\4\x8e" + LARGE + b"abc.", "expected 8589934592 bytes", id="bytes"),
+    pytest.param(b"\x80\5\x96" + LARGE + b"abc.", "expected 8589934592 bytes", id="bytearray"),
+    pytest.param(b"\x80\4\x95" + LARGE + b"N.", "truncated|exhausted", id="frame"),
+    pytest.param(b"cnumpy\nndarray\n(I10000000000\ntR.", "not callable", id="ndarray"),
+    pytest.param(b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I10000000000\ntS'b'\ntR.",
+                 "makes an array of shape .10000000000,. without numbers", id="reconstruct"),
+    pytest.param(ENCODE + b".", "asks for text in the encoding hex", id="codecs"),
+    pytest.param(DTYPE + b"(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb" * 17 + b".", "more than 16 NumPy objects", id="objects"),
+    pytest.param(DTYPE.replace(b"i4", b"V10000000") + b".", "numbers of the type .V10000000", id="void"),
+])
+def test_a_small_pickle_cannot_take_much_memory(program, message):
+    tracemalloc.start()
+    try:
+        with pytest.raises(Exception, match=message):
+            pickles.load(program)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+WHOLE = pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, np.int64(2)], b"filenames": [b"a.png", b"b.png"]}, 2)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=4), st.sampled_from([0, -200]))
+def test_a_changed_pickle_gives_something_or_an_error_within_little_memory(changes, start):
+    content = bytearray(WHOLE)
+    for place, value in changes:
+        content[(start + place) % len(content)] = value
+    tracemalloc.start()
+    try:
+        with suppress(Exception):
+            pickles.load(bytes(content))
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_reading_a_pickle_does_not_change_numpy():
+    """A dtype is filled after it is made: the copy, not NumPy's own int32, becomes big-endian."""
+    assert pickles.load(pickle.dumps(np.arange(3, dtype=">i4"), 2)).tolist() == [0, 1, 2]
+    assert np.dtype("int32").isnative
+    assert np.frombuffer(b"\1\0\0\0", "<i4")[0] == 1
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "noise"])
+def test_a_damaged_archive_that_is_read_unchecked(small, form, damage):
+    folder, _ = small
+    path = folder / f"damaged.tar.{form}"
+    with tarfile.open(path, f"w:{form}") as tar:
+        tar.add(folder / "p" / "cifar-10-batches-py")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    if damage == "cut":
+        del content[middle:]
+    else:
+        content[middle : middle + (1 if damage == "flip" else 4000)] = b"\xa5" * (1 if damage == "flip" else 4000)
+    path.write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"damaged.tar.*download|damaged.tar.*Download"):
+        cifar10.read(path, checksum=False)
+
+
+def test_a_zip_archive_is_refused_in_one_line(small):
+    folder, _ = small
+    with zipfile.ZipFile(folder / "cifar.zip", "w") as file:
+        file.writestr("data_batch_1", b"x")
+    with pytest.raises(ValueError, match="cifar.zip is not a whole tar archive .*download") as error:
+        cifar10.read(folder / "cifar.zip", checksum=False)
+    assert "\n" not in str(error.value)
+
+
+def test_two_copies_of_a_batch_in_one_archive_are_refused(small):
+    folder, _ = small
+    with tarfile.open(folder / "two.tar", "w") as tar:
+        for copy in ("old", "new"):
+            tar.add(folder / "b" / "cifar-10-batches-bin", copy)
+    with pytest.raises(ValueError, match="has more than one data_batch_1.bin: old/data_batch_1.bin, new/data_batch_1.bin"):
+        cifar10.read(folder / "two.tar", checksum=False)
 
 
 def test_an_archive_with_an_endless_file_is_not_read_whole(tmp_path, monkeypatch):

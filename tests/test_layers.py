@@ -2,17 +2,16 @@
 
 import numpy as np
 import pytest
+from common import NETWORKS, NORMS, PAIRS
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minibn import backend, models, nn
-from minibn.nn.conv import windows
 from minibn.testing import check_degree, check_gradient, check_layer, check_libraries, distinct
 
+pytestmark = pytest.mark.usefixtures("arithmetic")  # by the equations themselves, and in many chunks
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 3)
-NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm,
-         "group": lambda channels, **kw: nn.GroupNorm(2 if channels % 2 == 0 else 1, channels, **kw)}
 
 
 @given(seeds, sizes, sizes, sizes, st.booleans())
@@ -45,7 +44,8 @@ def test_normalisation(seed, norm, affine, eps, image, data):
     channels, n = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
     shape = (n, data.draw(sizes), data.draw(sizes), channels) if image else (n, channels)
     layer = NORMS[norm](channels, eps=eps, affine=affine, dtype="float64")
-    assume(layer._set_size(np.empty(shape)) >= 3)  # of two numbers one is +1, the other -1, and dx is 0
+    sets = layer._sets(np.empty(shape))
+    assume(sets.shape[1] * sets.shape[3] >= 3)  # of two numbers one is +1, the other -1, and dx is 0
     if affine:
         layer.weight.data, layer.bias.data = rng.standard_normal((2, channels))
     check_layer(layer, distinct(rng, shape), rng=rng)
@@ -67,20 +67,11 @@ def test_layers_without_parameters(seed, layer, n, height, width, channels):
     check_layer(layer, distinct(rng, (n, height, width, channels)), rng=rng)
 
 
-NETWORKS = {
-    "mlp": lambda **kw: models.mlp((6, 6), in_features=192, **kw),
-    "vgg": lambda **kw: models.vgg((4, "M", 6), **kw),
-    "resnet": lambda **kw: models.resnet(8, width=4, **kw),
-    "preresnet": lambda **kw: models.preresnet(8, width=4, **kw),
-}
-
-
-@pytest.mark.parametrize(("name", "norm"), [(name, norm) for name in NETWORKS for norm in sorted(NORMS)
-                                            if (name, norm) != ("mlp", "instance")])  # that is one number a set
+@pytest.mark.parametrize(("name", "norm"), PAIRS)
 def test_whole_networks(name, norm):
     """Differences along random directions: whole networks have too many numbers for one at a time."""
     rng = np.random.default_rng(3)
-    net = NETWORKS[name](norm=NORMS[norm], eps=1e-5, rng=rng, dtype="float64")
+    net = NETWORKS[name](in_channels=3, norm=NORMS[norm], eps=1e-5, rng=rng, dtype="float64")
     x, y, loss, h = rng.standard_normal((3, 8, 8, 3)), rng.integers(10, size=3), nn.CrossEntropy(), 1e-6
     loss(net(x), y)
     dx = net.backward(loss.backward())
@@ -233,15 +224,6 @@ def test_state_dict_goes_back_and_checks_what_it_is_given():
     del state["head.weight"], state["norm.running_mean"]
     with pytest.raises(ValueError, match=r"missing \['head.weight', 'norm.running_mean'\], unknown \[\]"):
         one.load_state_dict(state)
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 5, 7])
-def test_windows_are_what_a_row_of_the_kernel_sees(width):
-    x = np.arange(2 * 4 * 7 * 3.0).reshape(2, 4, 7, 3)
-    seen = windows(x, width)
-    assert seen.shape == (2, 4, 8 - width, width * 3)
-    for j in range(8 - width):
-        np.testing.assert_array_equal(seen[:, :, j], x[:, :, j : j + width].reshape(2, 4, -1))
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 3, 3, padding=1, rng=np.random.default_rng(0)), nn.BatchNorm(3), nn.ReLU(),

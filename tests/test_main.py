@@ -1,49 +1,19 @@
-"""The command line and the headline experiment, at a few epochs."""
+"""The command line: what each command writes, and what it refuses."""
 
 import dataclasses
 import io
+import json
 import subprocess
 import sys
 from itertools import islice
 
 import numpy as np
 import pytest
+from test_cifar10 import make_batches, write_binary
 
-from minibn import equivalence, headline, schedules
+from minibn import equivalence, experiment, export, schedules, sweep
 from minibn.__main__ import main
-from minibn.history import History
-
-
-def test_the_two_runs_are_one(tmp_path, capsys):
-    assert main(["--epochs", "3", "--batch", "128", "--output", str(tmp_path / "new" / "folder")]) == 0
-    out, err = capsys.readouterr()
-    for text in ("weight decay, usual schedule", "no weight decay, growing lr", "lr at the last step", "|w| at the end",
-                 "training loss", "test accuracy", "the same run", "headline.png"):
-        assert text in out
-    assert "33/33" in err
-    usual, exponential = (History.read_csv(tmp_path / "new" / "folder" / f"{name}.csv") for name in ("usual", "exponential"))
-    assert np.abs(usual["loss"] - exponential["loss"]).max() < 1e-9
-    np.testing.assert_allclose(usual["effective_lr/invariant"], exponential["effective_lr/invariant"], rtol=0.02)  # apart by α
-    np.testing.assert_array_equal(usual["lr/rest"], exponential["lr/rest"])
-    assert (tmp_path / "new" / "folder" / "headline.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_default_schedule_grows_by_more_than_10_000():
-    """And it has a growth rate at every step of constant lr: ηλ <= (1 - √γ)²."""
-    settings = headline.settings()
-    steps = [s for s, _ in zip(settings.usual(), range(settings.steps), strict=False)]
-    converted = list(equivalence.remove_weight_decay(steps, band=None))
-    growth = [new.lr / old.lr for old, new in zip(steps, converted, strict=True)]
-    assert growth[-1] / growth[0] > 1e4
-    assert settings.lr * settings.weight_decay <= (1 - settings.momentum**0.5) ** 2
-    assert settings.dtype == "float64"
-
-
-def test_exit_status_1_when_the_runs_differ(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(headline, "remove_weight_decay",
-                        lambda schedule, **_: (dataclasses.replace(s, weight_decay=0.0) for s in schedule))
-    assert main(["--epochs", "1", "--batch", "128", "--output", str(tmp_path), "--quiet"]) == 1
-    assert "NOT the same run" in capsys.readouterr().out
+from minibn.training import History
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -82,7 +52,7 @@ def test_python_m_minibn():
 def converted(capsys, *flags):
     assert main(["convert", *flags]) == 0
     out = capsys.readouterr().out
-    return out, list(schedules.read_csv(out.splitlines()))
+    return out, list(export.read_csv(out.splitlines()))
 
 
 def test_convert_writes_the_converted_schedule(capsys):
@@ -118,16 +88,6 @@ def test_convert_there_and_back_through_files(flags, capsys, tmp_path, monkeypat
         assert dataclasses.astuple(one) == pytest.approx(dataclasses.astuple(other), rel=1e-10, abs=1e-12)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "must name its columns"), ("step,momentum\n0,0.9\n", "must name its columns"), ("lr,speed\n", "must name its columns"),
-    ("lr,lr\n", "must name its columns"), ("lr,momentum\n0.1\n", "line 2 of the schedule, '0.1', is not a Step"),
-    ("lr\n0.1\nfast\n", "line 3 of the schedule, 'fast'"), ("lr\nnan\n", "line 2 .* finite lr"), ("lr\n-1\n", "lr=-1.0"),
-])
-def test_bad_csv(text, message):
-    with pytest.raises(ValueError, match=message):
-        list(schedules.read_csv(text.splitlines()))
-
-
 @pytest.mark.parametrize(("flags", "message"), [
     (["convert"], "convert needs --steps"),
     (["convert", "--steps", "5", "--read", "no/such/file"], "No such file"),
@@ -152,3 +112,70 @@ def test_symmetries(capsys):
     assert "scale-invariant groups" in out
     assert main(["symmetries", "vgg", "--norm", "layer", "--explain", "conv1.weight"]) == 0
     assert capsys.readouterr().out == "conv1.weight may be scaled alone: norm1 takes it out again\n"
+
+
+# ---- minibn train ----
+
+
+def test_train_on_cifar10_stopped_and_resumed(tmp_path, capsys):
+    """End to end on small files in the real format: the same bits with a stop in the middle, and another setting is refused."""
+    write_binary(tmp_path / "cifar", make_batches())
+    flags = ["train", "--data", "cifar10", "--path", str(tmp_path / "cifar"), "--no-checksum", "--width", "4", "--epochs", "4",
+             "--batch", "25", "--schedule", "texp", "--no-affine", "--fixed", "--quiet"]
+    assert main([*flags, "--output", str(tmp_path / "whole")]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    checkpoint = str(tmp_path / "run.npz")
+    calls = []
+    original = experiment.data.crop_flip
+
+    def interrupted(x, rng):
+        calls.append(None)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return original(x, rng=rng)
+
+    resumable = [*flags, "--output", str(tmp_path / "resumed"), "--checkpoint", checkpoint, "--every", "3"]
+    experiment.data.crop_flip = interrupted
+    try:
+        assert main(resumable) == 130
+    finally:
+        experiment.data.crop_flip = original
+    assert "stopped; what was saved can be continued" in capsys.readouterr().err
+    assert main(resumable) == 0
+    whole, resumed = (History.read_csv(tmp_path / name / "history.csv") for name in ("whole", "resumed"))
+    for column in whole.columns:
+        np.testing.assert_array_equal(whole[column], resumed[column])
+    assert len(whole) == 16
+    assert (tmp_path / "whole" / "history.png").exists()
+    assert json.loads((tmp_path / "whole" / "result.json").read_text())["settings"]["schedule"] == "texp"
+    with pytest.raises(SystemExit):
+        main([*resumable, "--lr", "0.2"])
+    assert "was written with other settings" in capsys.readouterr().err
+
+
+# ---- minibn sweep ----
+
+FLAGS = ["sweep", "--model", "mlp", "--epochs", "1", "--batch", "256", "--lr", "0.1", "0.01", "--seeds", "2", "--quiet"]
+
+
+def test_the_sweep_command(tmp_path, capsys):
+    flags = [*FLAGS, "--output", str(tmp_path / "sweep.jsonl"), "--workers", "2"]
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    assert "4 runs, 0 failed" in out
+    lines = (tmp_path / "sweep.jsonl").read_text()
+    assert lines.count("\n") == 4
+    assert main(flags) == 0
+    assert capsys.readouterr().out == out
+    assert (tmp_path / "sweep.jsonl").read_text() == lines
+    failing = [*flags, "--weight-decay", "100", "--convert"]  # no conversion: each run fails, and is recorded
+    assert main(failing) == 1
+    assert "4 runs, 4 failed" in capsys.readouterr().out
+
+
+def test_on_a_dask_cluster(tmp_path, capsys):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        assert main([*FLAGS, "--output", str(tmp_path / "sweep.jsonl"), "--dask", cluster.scheduler_address]) == 0
+    assert "4 runs, 0 failed" in capsys.readouterr().out
+    assert [r["configuration"]["seed"] for r in sweep.read(tmp_path / "sweep.jsonl")].count(1) == 2

@@ -6,20 +6,14 @@ f(c θ) = f(θ),   <∇L(θ), θ> = 0,   ∇L(c θ) = ∇L(θ) / c.
 
 import numpy as np
 import pytest
+from common import NETWORKS, NORMS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibn import models, nn
+from minibn import nn
+from minibn.invariance import symmetries
 
-NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm,
-         "group": lambda c, **kw: nn.GroupNorm(2, c, **kw)}
-NETWORKS = {
-    "mlp": lambda **kw: models.mlp((6, 8), in_features=64, **kw),
-    "vgg": lambda **kw: models.vgg((4, "M", 6), in_channels=1, **kw),
-    "resnet": lambda **kw: models.resnet(8, width=4, in_channels=1, **kw),
-    "preresnet": lambda **kw: models.preresnet(8, width=4, in_channels=1, **kw),
-}
-networks = st.sampled_from([(n, k) for n in sorted(NETWORKS) for k in sorted(NORMS) if (n, k) != ("mlp", "instance")])
+networks = st.sampled_from(PAIRS)
 
 
 class Loss:
@@ -28,6 +22,7 @@ class Loss:
     def __init__(self, network, norm, affine, eps, seed):
         rng = np.random.default_rng(seed)
         self.net = NETWORKS[network](norm=NORMS[norm], affine=affine, eps=eps, rng=rng, dtype="float64")
+        self.names = symmetries(self.net).weights
         self.x, self.y = rng.standard_normal((4, 8, 8, 1)), rng.integers(10, size=4)
         for name, p in self.net.named_parameters():
             if affine and p.data.ndim == 1 and not name.startswith("head"):
@@ -36,7 +31,8 @@ class Loss:
     @property
     def theta(self):
         """The weights of every conv and linear layer but the last."""
-        return [p for name, p in self.net.named_parameters() if p.data.ndim > 1 and name != "head.weight"]
+        parameters = dict(self.net.named_parameters())
+        return [parameters[name] for name in self.names]
 
     def __call__(self):
         self.net.zero_grad()

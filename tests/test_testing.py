@@ -17,14 +17,13 @@ class Scale(nn.Module):
         self.weight, self.bias = nn.Parameter(np.array([0.5, 1.0, 2.0])), nn.Parameter(np.zeros(3))
 
     def forward(self, x):
-        self._keep(x)
-        return x * self.weight.data + self.bias.data
+        return self.keep(x * self.weight.data + self.bias.data, x)
 
     def backward(self, dy):
-        (x,) = self._take(dy)
+        (x,) = self.kept(dy)
         xp = array_namespace(x)
-        self.weight.grad = self.weight.grad + xp.sum(dy * x, axis=(0, 1, 2))
-        self.bias.grad = self.bias.grad + xp.sum(dy, axis=(0, 1, 2))
+        self.weight.grad += xp.sum(dy * x, axis=(0, 1, 2))
+        self.bias.grad += xp.sum(dy, axis=(0, 1, 2))
         return dy * self.weight.data
 
     def degree(self, x):

@@ -10,6 +10,7 @@ from minibn.optim import SGD, Step
 
 torch = pytest.importorskip("torch", reason="PyTorch is the oracle; install it with: pip install -e '.[test,torch]'")
 
+pytestmark = pytest.mark.usefixtures("arithmetic")  # by the equations themselves, and in many chunks
 seeds, sizes = st.integers(0, 2**32 - 1), st.integers(1, 4)
 
 

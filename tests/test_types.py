@@ -47,7 +47,8 @@ def test_every_public_function_says_what_it_takes_and_gives(name):
 
 def test_the_walk_finds_what_the_package_defines():
     found = {f"{name}.{function}" for name in MODULES for function, _ in functions(import_module(name))}
-    assert found >= {"minibn.nn.conv.Conv2d.__init__", "minibn.nn.norm.BatchNorm.forward", "minibn.history.History.read_csv",
+    assert found >= {"minibn.nn.conv.Conv2d.__init__", "minibn.nn.norm.BatchNorm.forward",
+                     "minibn.training.history.History.read_csv",
                      "minibn.invariance.static.Symmetries.groups", "minibn.experiment.Experiment.steps", "minibn.backend.threads",
                      "minibn.equivalence.streams.remove_weight_decay", "minibn.__main__.main"}
 

@@ -1,14 +1,14 @@
 """The paper's own schedules: constant learning rate (Theorem 1.1), TEXP, TEXP++, TEXP-- and instant drops.
 
 Within a phase of constant lr η and weight decay λ the recurrence of `streams` has a fixed point: each step multiplies P
-by the same α, and κ stays. These schedules are in that frame from a phase's first step. What the recurrence reaches only
-after some 1/(1 - γ) steps they reach at once, by a kick to the velocity, or, in TEXP, by leaving the kick out.
+by the same α, and κ stays. The recurrence needs about 1/(1 - γ) steps to reach it. These schedules start there, by a
+kick to the velocity. TEXP omits the kick and is therefore approximate.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, count, repeat
+from itertools import repeat
 from typing import TypeAlias
 
 from minibn.optim import Step
@@ -78,11 +78,11 @@ def texp(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[St
         α_I^-2                              at each step inside phase I
         (η_{I+1}/η_I) α_I^-1 α_{I+1}^-1     at the switch to phase I+1
     starting from η_0 / α_0. It is approximate: each switch, and the start (where κ_{-1} = 0), lacks TEXP++'s kick, a
-    velocity *along* the weights. Within the 1/(1 - γ) steps in which that velocity would have been spent the weights are
-    displaced by about a part ε of themselves,
-        ε = η_{I+1} |κ_{I+1} - κ_I| / (α_{I+1} - γ / α_{I+1}),
-    so the norm is off by up to the factor 1 ± ε and the effective lr by 1 ∓ 2ε: 2e-6 at the paper's first drop of lr, 5e-3 at the
-    paper's start.
+    velocity *along* the weights. Over the next 1/(1 - γ) steps its absence changes the weights by a relative amount of
+    about
+        ε = γ η_{I+1} |κ_{I+1} - κ_I| / (α_{I+1} - γ / α_{I+1}).
+    Without momentum nothing is missing and TEXP is exact. The norm is off by up to the factor 1 ± ε and the effective lr
+    by 1 ∓ 2ε: ε = 2e-6 at the paper's first drop of lr, 5e-3 at the paper's start.
 
     Args:
         phases: list of (steps, lr); `math.inf` steps for a last phase without end.
@@ -122,9 +122,9 @@ def texp_plus_plus(phases: Phases, *, momentum: float, weight_decay: float) -> I
 def texp_minus_minus(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[Step]:
     """TEXP without the instant drop of lr: only the growth rate changes from phase to phase (paper, appendix B).
 
-    lr is multiplied by α_I^-2 inside phase I and by `α_I^-1 α_{I+1}^-1` at a switch, α_I as in `texp`. With the kicks, this
-    equals lr η_0 throughout, with the *weight decay* divided in the place of lr: λ η_I / η_0 in phase I. It trains worse, since
-    the effective lr then falls no faster than weight decay lets the norm grow.
+    lr is multiplied by α_I^-2 inside phase I and by `α_I^-1 α_{I+1}^-1` at a switch, α_I as in `texp`. With the kicks,
+    this equals lr η_0 throughout, with the *weight decay* divided instead of lr: λ η_I / η_0 in phase I. It trains
+    worse, since the effective lr then falls no faster than weight decay lets the norm grow.
 
     Arguments, errors and what is yielded are those of `texp_plus_plus`; the first lr must be above 0.
 
@@ -139,10 +139,12 @@ def texp_minus_minus(phases: Phases, *, momentum: float, weight_decay: float) ->
 
 
 def instant_drops(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[Step]:
-    """The first phase's exponential schedule for ever, only its lr multiplied by η_{I+1}/η_I at each switch (paper, figure 3).
+    """The first phase's exponential schedule throughout, its lr multiplied by η_{I+1}/η_I at each switch (paper, figure 3).
 
-    The counterpart of TEXP--: the instant drop without a change of the growth rate α_0^-2. It equals lr η_0 throughout with
-    weights that are made longer once, by sqrt(η_I/η_{I+1}): weight decay soon brings them back, and with them the effective lr.
+    The counterpart of TEXP--: the instant drop without a change of the growth rate α_0^-2. It is equivalent to training
+    at η_0 throughout and changing the state once, at the switch: the weights w are multiplied by c = √(η_I/η_{I+1}), and
+    the part of the velocity that comes from gradients, v - κ w, is divided by c. Weight decay then shrinks the weights
+    back, and the effective lr recovers.
 
     Arguments, errors and what is yielded are those of `texp_plus_plus`; the first lr must be above 0.
 
@@ -152,9 +154,9 @@ def instant_drops(phases: Phases, *, momentum: float, weight_decay: float) -> It
     """
     phases = _checked(phases)
     first = _first_lr("instant_drops", phases)
-    growing = texp_plus_plus([(sum(steps for steps, _ in phases), first)], momentum=momentum, weight_decay=weight_decay)
-    factors = chain.from_iterable(repeat(lr / first, *([] if steps == math.inf else [int(steps)])) for steps, lr in phases)
-    return (replace(step, lr=step.lr * factor) for step, factor in zip(growing, factors, strict=False))
+    growing = texp_plus_plus([(math.inf, first)], momentum=momentum, weight_decay=weight_decay)
+    return (replace(step, lr=step.lr * (phases[i][1] / first))
+            for i, step in zip(_phase_of_each_step(phases), growing, strict=False))
 
 
 def _checked(phases):
@@ -172,22 +174,26 @@ def _first_lr(name, phases):
     return first
 
 
+def _phase_of_each_step(phases):
+    """0 for each step of the first phase, then 1 for each step of the second, …"""
+    for i, (length, _) in enumerate(phases):
+        yield from repeat(i) if length == math.inf else repeat(i, int(length))
+
+
 def _tapered(phases, decays, momentum, kicks):
     """η̃_t = η / (P_t P_{t+1}) in the fixed frame of each phase; errors of all phases come at the call."""
     frames = [fixed_point(lr, momentum, decay) for (_, lr), decay in zip(phases, decays, strict=True)]
 
     def steps():
         scale, old = 1.0, 0.0
-        for (length, lr), (alpha, kappa) in zip(phases, frames, strict=True):
-            for t in count():
-                if t >= length:
-                    break
-                denominator = scale * alpha * scale
-                new_lr = lr / denominator if denominator else math.inf
-                if not math.isfinite(new_lr):
-                    raise OverflowError("the exponential schedule has left float range; remove_weight_decay(schedule), with its "
-                                        "default band, goes on for ever")
-                yield Step(new_lr, momentum, kick=(old - kappa) * scale**2 if kicks and t == 0 else 0.0)
-                scale, old = scale * alpha, kappa
+        for i in _phase_of_each_step(phases):
+            alpha, kappa = frames[i]
+            denominator = scale * alpha * scale
+            new_lr = phases[i][1] / denominator if denominator else math.inf
+            if not math.isfinite(new_lr):
+                raise OverflowError("the exponential schedule has left float range; remove_weight_decay(schedule), with its "
+                                    "default band, has no such limit")
+            yield Step(new_lr, momentum, kick=(old - kappa) * scale**2 if kicks else 0.0)  # 0 inside a phase
+            scale, old = scale * alpha, kappa
 
     return steps()

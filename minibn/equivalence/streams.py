@@ -1,14 +1,16 @@
-"""The conversion of one stream of Steps into another, and its derivation.
+"""SGD: the conversion of one stream of Steps into another, and its derivation.
 
-Li & Arora, *An Exponential Learning Rate Schedule for Deep Learning*, ICLR 2020 ("the paper"): where the loss does not
-depend on the scale of the weights, SGD with weight decay is SGD without, at a learning rate that grows exponentially.
+Li & Arora, *An Exponential Learning Rate Schedule for Deep Learning*, ICLR 2020 ("the paper"): if the loss does not
+depend on the scale of the weights, SGD with weight decay equals SGD without, at a learning rate that grows
+exponentially.
 
 **The change of variables.** Let w and v be weights and velocity of a run with weight decay. Put them into the frame (P, κ, q)
 
     w̃ = w / P        ṽ = P (v - κ w) / q
 
-P is the factor by which weight decay has shrunk the weights, κ w the part of the velocity that only decays them. In these
-coordinates the update has no weight decay left. To see it, write a `Step` as (forces first; δ = shrink, ν = lookahead)
+P is the factor by which weight decay has shrunk the weights so far. κ w is the part of the velocity that does nothing but
+shrink the weights. In these coordinates the update has no weight decay left. To see it, write a `Step` with the velocity
+first (δ = shrink, ν = lookahead)
 
     v' = γ v + g + λ w        w' = (1 - δ) w - η (v' + ν (g + λ w))
 
@@ -17,8 +19,8 @@ insert v = q ṽ / P + κ w and g = g̃ / P (a scale-invariant loss has a gradie
     v' = drag · w + (γ q ṽ + g̃) / P                                         drag = λ + γ κ
     w' = α w - (η / P) (γ q ṽ + (1 + ν) g̃)                                  b = 1 - δ - η ν λ,   α = b - η drag
 
-Divide the second line by P' = α P: the weights w̃ are moved by gradients alone. Solve it for w, insert that into the
-first line, and what is not proportional to w' is the new velocity, with κ' = drag / α, q' = b + η ν drag:
+Divide the second line by P' = α P: the weights w̃ are moved by gradients alone. Solve it for w and insert the result into
+the first line. What is not proportional to w' is the new velocity, with κ' = drag / α, q' = b + η ν drag:
 
     ṽ' = γ̃ ṽ + g̃                    γ̃ = γ q b / q'
     w̃' = w̃ - η̃ (ṽ' + ν̃ g̃)          η̃ = η q' / (b P P')        ν̃ = ν α / q'
@@ -26,29 +28,27 @@ first line, and what is not proportional to w' is the new velocity, with κ' = d
 The paper's case is heavy-ball momentum with λ alone, ν = δ = 0: then b = q = 1, γ̃ = γ and η̃ = η / (P P'). Lookahead
 (Nesterov, quasi-hyperbolic) and shrink (decoupled decay) are not in the paper.
 
-Adaptive methods (Adam, AdamW) do not map in this way: their averages mix gradients taken at different scales.
+This is the theorem for SGD, where L2 decay is inside the velocity. For AdamW, Lion, Muon and any other optimiser with
+decoupled decay see `any_optimizer` and `adam`.
 """
 
 import math
 from collections.abc import Iterable, Iterator
 from itertools import repeat
-from operator import itemgetter
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from minibn.backend import Array
 from minibn.optim import Schedule, Step
-
-Numbers: TypeAlias = tuple[float, float, float]  # those of a `Frame`: (P, κ, q)
 
 
 class Frame(NamedTuple):
     """The change of variables `w̃ = w / P, ṽ = P (v - κ w) / q` between a run with and one without weight decay.
 
-    `Frame()` is the identity: where every conversion starts.
+    `Frame()` is the identity. Every conversion starts there.
 
     Args:
         scale: P, above 0.
-        kappa: κ, the velocity for each unit of weight that only decays the weight.
+        kappa: κ, decay velocity per unit of weight.
         q: above 0; stays 1 for heavy-ball momentum.
 
     Example:
@@ -87,11 +87,11 @@ def remove_weight_decay(schedule: Schedule, *, band: float | None = 2.0**32, fra
 
     Args:
         schedule: iterable of `Step`. Its own `kick` and `rescale` are taken into the frame.
-        band: P shrinks for ever and η̃ grows with 1 / P², past any float. Whenever P leaves [1/band, band], the converted
-            Step carries `rescale`, a power of two that brings P back near 1 and changes no other bit of training.
+        band: P keeps shrinking, so η̃ = O(1/P²) eventually overflows. Whenever P leaves [1/band, band], the Step carries a
+            `rescale`: a power of two that brings P back near 1 without changing any result.
             None: never rescale, the plain schedule of the paper.
-        frame: where the change of variables stands at the first step. `Frame()`: the converted run starts from the
-            same weights and velocity, whatever they are.
+        frame: the change of variables before the first step. `Frame()`: the converted run starts from the same weights
+            and velocity, whatever they are.
 
     Yields:
         Step, without weight decay and shrink.
@@ -108,7 +108,13 @@ def remove_weight_decay(schedule: Schedule, *, band: float | None = 2.0**32, fra
         [0.1053, 0.1166, 0.1292]
     """
     _check_band(band)
-    return map(itemgetter(0), _removing(schedule, band, frame))
+
+    def steps(frame):
+        for t, step in enumerate(schedule):
+            converted, frame = remove_step(step, frame, band, t)
+            yield converted
+
+    return steps(frame)
 
 
 def frame_after(schedule: Schedule, steps: int, *, band: float | None = 2.0**32, frame: Frame = IDENTITY) -> Frame:
@@ -126,13 +132,13 @@ def frame_after(schedule: Schedule, steps: int, *, band: float | None = 2.0**32,
         Frame(scale=0.5625, kappa=0.6666666666666666, q=1.0)
     """
     _check_band(band)
-    pairs = _removing(schedule, band, frame)
-    for done in range(steps):
-        pair = next(pairs, None)
-        if pair is None:
-            raise ValueError(f"the schedule has {done} steps, there is no frame after {steps}")
-        frame = pair[1]
-    return Frame(*frame)
+    given = iter(schedule)
+    for t in range(steps):
+        step = next(given, None)
+        if step is None:
+            raise ValueError(f"the schedule has {t} steps, there is no frame after {steps}")
+        _, frame = remove_step(step, frame, band, t)
+    return frame
 
 
 def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], *, shrink: float | Iterable[float] = 0.0,
@@ -141,23 +147,21 @@ def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], 
 
     The inverse of `remove_weight_decay`, for any target λ and δ. For heavy-ball momentum, with `s = η̃_t P_t²`,
         drag = λ_t + γ_t κ_t      α = 1 / (1 + s drag)      η_t = α s      then κ and P as there.
-    In general, with `r = γ̃ / (q (1 + ν̃))` and `s = (1 + ν̃) η̃ P²`,
-        α = (1 - δ) / (1 + s (λ + r κ))      c = α s      ν = ν̃ (1 - δ) / (1 - δ - c λ - c (1 + ν̃) r κ)
-        η = c / (1 + ν)      γ = r (1 + ν)
-    which are the equations at the top of this file solved for (η, γ, ν). Removing then adding the same weight decay (and shrink)
-    gives back the original numbers; removing then adding another restates any schedule at any weight decay.
+    `add_step` has the general case. Removing, then adding the same weight decay (and shrink) gives back the original
+    numbers. Removing, then adding another restates any schedule at any weight decay.
 
     Args:
         schedule: iterable of `Step` without weight decay and shrink; `kick` and `rescale` are taken into the frame.
-        weight_decay: λ, a number or an iterable of numbers, one a step.
+        weight_decay: λ, a number or an iterable of numbers, one per step.
         shrink: δ, likewise: decoupled decay.
-        frame: where the change of variables stands at the first step.
+        frame: the change of variables before the first step.
 
     Yields:
         Step, with weight decay and without rescale.
 
     Raises:
-        ValueError: at a step that has weight decay or shrink already, or where no learning rate does it.
+        ValueError: weight_decay or shrink is out of range, a step has weight decay or shrink already, or no learning
+            rate gives the same run.
 
     Example:
         >>> from itertools import islice
@@ -168,12 +172,17 @@ def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], 
         >>> [round(s.lr, 4) for s in islice(add_weight_decay(exponential(0.1, 1.2), 0.5), 3)]
         [0.0952, 0.1032, 0.111]
     """
-    decays = map(float, weight_decay) if isinstance(weight_decay, Iterable) else repeat(float(weight_decay))
-    shrinks = map(float, shrink) if isinstance(shrink, Iterable) else repeat(float(shrink))
-    for target in (weight_decay, shrink):
-        if not isinstance(target, Iterable):
-            Step(0.0, weight_decay=target)
-    return _adding(schedule, decays, shrinks, frame)
+    if not isinstance(weight_decay, Iterable):
+        weight_decay = repeat(Step(0.0, weight_decay=weight_decay).weight_decay)  # Step checks the number, now
+    if not isinstance(shrink, Iterable):
+        shrink = repeat(Step(0.0, shrink=shrink).shrink)
+
+    def steps(frame):
+        for t, (step, decay, part) in enumerate(zip(schedule, weight_decay, shrink, strict=False)):
+            restated, frame = add_step(step, frame, float(decay), float(part), t)
+            yield restated
+
+    return steps(frame)
 
 
 def _check_band(band):
@@ -181,24 +190,27 @@ def _check_band(band):
         raise ValueError(f"band must be a finite number above 1, or None for no rescaling; got {band}")
 
 
-def _removing(schedule, band, frame):
-    """Yield (converted step, (P, κ, q) after it)."""
-    for t, step in enumerate(schedule):
-        pair = remove_step(step, frame, band, t)
-        frame = pair[1]
-        yield pair
+def power_of_two(scale: float) -> float:
+    """The largest power of two that is not above `scale`: divide P by it and P is in [1, 2).
+
+    Example:
+        >>> power_of_two(0.3), power_of_two(5.0)
+        (0.25, 4.0)
+    """
+    return 2.0 ** (math.frexp(scale)[1] - 1)
 
 
-def remove_step(step: Step, frame: Numbers, band: float | None = None, t: int = 0) -> tuple[Step, Numbers]:
-    """One step of `remove_weight_decay`: (`Step`, frame) -> (converted Step, frame after it), a frame being (P, κ, q).
+def remove_step(step: Step, frame: Frame, band: float | None = None, t: int = 0) -> tuple[Step, Frame]:
+    """One step of `remove_weight_decay`: (`Step`, frame) -> (converted Step, frame after it).
 
-    First the step's own rescale c (w <- c w, v <- v / c) and kick k (v <- v + k w) go into the frame: w̃ and ṽ stay. The
-    rest is derived at the top of this file. Arguments and errors as in `remove_weight_decay`; t is the step's number in them.
+    The step's own rescale c (w <- c w, v <- v / c) and kick k (v <- v + k w) go into the frame first; w̃ and ṽ stay as
+    they are. The rest is derived at the top of this file. Arguments and errors as in `remove_weight_decay`; t is the
+    step's number in error messages.
 
     Example:
         >>> step, frame = remove_step(Step(0.5, weight_decay=0.5), Frame())
-        >>> step.lr, step.weight_decay, frame
-        (0.6666666666666666, 0.0, (0.75, 0.6666666666666666, 1.0))
+        >>> step.lr, step.weight_decay, frame.scale
+        (0.6666666666666666, 0.0, 0.75)
     """
     lr, momentum, decay, lookahead = step.lr, step.momentum, step.weight_decay, step.lookahead
     scale, kappa, q = frame
@@ -206,7 +218,7 @@ def remove_step(step: Step, frame: Numbers, band: float | None = None, t: int = 
         scale, kappa = scale * step.rescale, kappa / step.rescale**2 + step.kick
     rescale = 1.0
     if band and not 1 / band <= scale <= band:
-        rescale = 2.0 ** (math.frexp(scale)[1] - 1)  # w̃ = w / P: scale both w̃ and 1 / P
+        rescale = power_of_two(scale)  # w̃ = w / P: scale both w̃ and 1 / P
         scale /= rescale
     drag = decay + momentum * kappa
     b = 1 - step.shrink - lr * lookahead * decay
@@ -216,35 +228,33 @@ def remove_step(step: Step, frame: Numbers, band: float | None = None, t: int = 
         raise ValueError(
             f"step {t} cannot be converted: weight decay would carry the weights through zero, multiplying them by "
             f"alpha={alpha:.4g}, which must be above 0 (lr={lr}, momentum={momentum}, weight_decay={decay}, "
-            f"shrink={step.shrink}). Lower the learning rate or the weight decay; where they stay constant, heavy-ball "
-            "momentum allows an lr * weight_decay of up to (1 - sqrt(momentum))**2.")
+            f"shrink={step.shrink}). Lower the learning rate or the weight decay")
     new_scale = alpha * scale
     denominator = b * scale * new_scale
     new_lr = lr * new_q / denominator if denominator else math.inf
     if new_lr == math.inf:
         raise OverflowError(f"step {t}: the converted learning rate has left float range (the weights would be "
                             f"{scale:.3g} times smaller with weight decay); use band=2.0**32, the default")
-    converted = Step(new_lr, momentum * q * b / new_q, 0.0, 0.0, rescale, lookahead * alpha / new_q)
-    return converted, (new_scale, drag / alpha, new_q)
+    converted = Step(new_lr, momentum * q * b / new_q, rescale=rescale, lookahead=lookahead * alpha / new_q)
+    return converted, Frame(new_scale, drag / alpha, new_q)
 
 
-def _adding(schedule, decays, shrinks, frame):
-    """Yield the steps with weight decay."""
-    for t, (step, decay, shrink) in enumerate(zip(schedule, decays, shrinks, strict=False)):
-        restated, frame = add_step(step, frame, decay, shrink, t)
-        yield restated
+def add_step(step: Step, frame: Frame, weight_decay: float, shrink: float = 0.0, t: int = 0) -> tuple[Step, Frame]:
+    """One step of `add_weight_decay`: (`Step` without weight decay, frame) -> (Step with it, frame after it).
 
-
-def add_step(step: Step, frame: Numbers, weight_decay: float, shrink: float = 0.0, t: int = 0) -> tuple[Step, Numbers]:
-    """One step of `add_weight_decay`: (`Step` without weight decay, frame) -> (Step with it, frame after it), as (P, κ, q).
-
-    First the step's own rescale and kick, which move w̃ and ṽ, go into the frame: w and v stay. Arguments and errors as in
-    `add_weight_decay`; t is the step's number in them.
+    The step's own rescale and kick, which move w̃ and ṽ, go into the frame first; w and v stay as they are. The rest are
+    the equations at the top of this file, solved for (η, γ, ν), with m = 1 + ν̃. In terms of c = η (1 + ν) and
+    r = γ / (1 + ν) they are linear:
+        γ̃ = γ q b / q'         is  r = γ̃ / (q m)             since q' m = (1 + ν) b
+        η̃ = η q' / (b P P')    is  c = s α,  s = m η̃ P²
+        α = b - η drag         is  α = 1 - δ - c (λ + r κ)
+        ν̃ = ν α / q'           is  ν = ν̃ (1 - δ) / (1 - δ - c λ - m c r κ)
+    Arguments and errors as in `add_weight_decay`; t is the step's number in error messages.
 
     Example:
         >>> step, frame = add_step(Step(1.0), Frame(), weight_decay=0.25)
-        >>> step.lr, step.weight_decay, frame
-        (0.8, 0.25, (0.8, 0.3125, 1.0))
+        >>> step.lr, step.weight_decay, frame.scale
+        (0.8, 0.25, 0.8)
     """
     if step.weight_decay or step.shrink:
         raise ValueError(f"step {t} already has weight_decay={step.weight_decay}, shrink={step.shrink}: "
@@ -255,14 +265,13 @@ def add_step(step: Step, frame: Numbers, weight_decay: float, shrink: float = 0.
         kappa -= step.kick * q / scale**2
     m, keep = 1 + step.lookahead, 1 - shrink
     r = step.momentum / (q * m)
-    s = step.lr * m * scale**2
-    shrinkage = 1 + s * (weight_decay + r * kappa)
-    alpha = keep / shrinkage if shrinkage > 0 else 0.0
-    c = alpha * s
-    room = keep - c * weight_decay - c * m * r * kappa
-    if not (alpha > 0 and room > 0):
+    s = m * step.lr * scale**2
+    divisor = 1 + s * (weight_decay + r * kappa)
+    c = s * keep / divisor if divisor > 0 else math.inf  # solve  c = s α,  α = 1 - δ - c (λ + r κ)  for c
+    room = keep - c * weight_decay - m * c * r * kappa
+    if not (divisor > 0 and room > 0):
         raise ValueError(f"step {t} (lr={step.lr}, momentum={step.momentum}, lookahead={step.lookahead}) has no equal "
                          f"with weight_decay={weight_decay}, shrink={shrink}; give a smaller weight decay")
     lookahead = step.lookahead * keep / room
     restated = Step(c / (1 + lookahead), r * (1 + lookahead), weight_decay, lookahead=lookahead, shrink=shrink)
-    return restated, remove_step(restated, (scale, kappa, q), t=t)[1]
+    return restated, remove_step(restated, Frame(scale, kappa, q), t=t)[1]

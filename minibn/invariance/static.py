@@ -52,6 +52,8 @@ class Symmetries:
         equations: list of `degree.Equation` between their exponents.
         groups: disjoint, finest sets of parameters (tuples of names) that are scale-invariant when scaled together, in
             network order. Where such sets overlap, the first is taken, of convs rather than of norms' γ and β.
+        weights: the parameters of all groups that hold a weight of a conv or linear layer, a list in
+            network order. A norm's γ and β that are a group of their own are left out.
         basis: list of {name: exponent}: every rescaling symmetry is a sum of multiples of these.
         eps: {normalisation: its eps}, where that is not 0: there, scale invariance is only approximate.
 
@@ -88,6 +90,11 @@ class Symmetries:
                 groups.append(tuple(n for n in self.names if n in group))
                 taken |= group
         return sorted(groups, key=lambda group: self.names.index(group[0]))
+
+    @cached_property
+    def weights(self) -> list[str]:
+        chosen = {name for group in self.groups if not all(map(self._is_vector, group)) for name in group}
+        return [name for name in self.names if name in chosen]
 
     @cached_property
     def basis(self) -> list[dict[str, int]]:

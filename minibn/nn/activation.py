@@ -1,6 +1,7 @@
 """ReLU."""
 
-from minibn.backend import Array, array_namespace, elementwise, into
+from minibn import kernels
+from minibn.backend import Array
 from minibn.degree import Degree
 from minibn.nn.module import Module
 
@@ -13,16 +14,13 @@ class ReLU(Module):
 
     def forward(self, x: Array) -> Array:
         """The same shape as x."""
-        xp = array_namespace(x)
-        y = elementwise(lambda out, x: into(out, xp.maximum, x, xp.zeros_like(x)), x)
-        self._keep(y)
-        return y
+        y = kernels.of(x).relu(x)
+        return self.keep(y, y)
 
     def backward(self, dy: Array) -> Array:
         """The same shape as dy."""
-        (y,) = self._take(dy, self._kept and self._kept[0].shape)
-        xp = array_namespace(dy)
-        return elementwise(lambda out, dy, y: into(out, xp.multiply, dy, xp.astype(y > 0, dy.dtype)), dy, y)
+        (y,) = self.kept(dy)
+        return kernels.of(dy).relu_backward(dy, y)
 
     def degree(self, x: Degree) -> Degree:
         """Homogeneous, if biases scale with the rest."""

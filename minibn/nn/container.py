@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from minibn.backend import Array, array_namespace, elementwise, into
+from minibn import kernels
+from minibn.backend import Array
 from minibn.degree import Degree
 from minibn.nn.module import Module
 
@@ -78,12 +79,12 @@ class Residual(Module):
         if y.shape != z.shape:
             raise ValueError(f"Residual adds its branch's {tuple(y.shape)} to its shortcut's {tuple(z.shape)}: give it a "
                              "shortcut, such as a 1 x 1 Conv2d, that makes them equal")
-        return _add(y, z)
+        return kernels.of(y).add(y, z)
 
     def backward(self, dy: Array) -> Array:
         """The sum of what both paths return."""
         dx = self.branch.backward(dy)
-        return _add(dx, dy if self.shortcut is None else self.shortcut.backward(dy))
+        return kernels.of(dx).add(dx, dy if self.shortcut is None else self.shortcut.backward(dy))
 
     def degree(self, x: Degree) -> Degree:
         """Both paths must scale alike."""
@@ -91,7 +92,3 @@ class Residual(Module):
 
     def __repr__(self):
         return f"Residual({self.branch}, shortcut={self.shortcut})"
-
-
-def _add(x, y):
-    return elementwise(lambda out, x, y: into(out, array_namespace(x).add, x, y), x, y)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 from numpy.random import Generator
 
-from minibn.backend import Array, sum_rows
+from minibn import kernels
+from minibn.backend import Array
 from minibn.degree import Degree
 from minibn.nn.module import Module, Parameter
 
@@ -57,18 +58,17 @@ class Linear(Module):
     def forward(self, x: Array) -> Array:
         """(N, in) -> (N, out)."""
         self._check_input(x, ("N", self.in_features), self.weight.data)
-        self._keep(x)
-        y = x @ self.weight.data
-        return y if self.bias is None else y + self.bias.data
+        y = kernels.of(x).affine(x, self.weight.data, None if self.bias is None else self.bias.data)
+        return self.keep(y, x)
 
     def backward(self, dy: Array) -> Array:
         """(N, out) -> (N, in)."""
-        shape = self._kept and (self._kept[0].shape[0], self.out_features)
-        (x,) = self._take(dy, shape)
-        self.weight.grad += x.T @ dy
+        (x,) = self.kept(dy)
+        dx, dw, db = kernels.of(dy).affine_backward(dy, x, self.weight.data)
+        self.weight.grad += dw
         if self.bias is not None:
-            self.bias.grad += sum_rows(dy)
-        return dy @ self.weight.data.T
+            self.bias.grad += db
+        return dx
 
     def degree(self, x: Degree) -> Degree:
         """Degree d -> d + a_W, the bias having a degree of its own."""

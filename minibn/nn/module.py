@@ -7,7 +7,7 @@ gradient with respect to the input; a breakpoint on either shows the equation of
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from minibn import backend
+from minibn import backend, kernels
 from minibn.backend import Array, Namespace, array_namespace, is_floating
 from minibn.degree import Degree
 
@@ -38,7 +38,7 @@ class Module:
 
     buffers: tuple[str, ...] = ()
     training = True
-    _kept: Any = None  # the tuple that `forward` kept
+    _kept: Any = None  # (shape and dtype of the output, what `forward` kept, copies of it inside `plain()`)
 
     def forward(self, x: Array) -> Array:
         """The module's output for input `x`; keeps what `backward` needs."""
@@ -56,7 +56,8 @@ class Module:
         raise TypeError(f"{type(self).__name__} must define degree(x), so that its rescalings can be found: see minibn.degree")
 
     def __call__(self, x: Array) -> Array:
-        return self.forward(x)
+        """`forward(x)`, of a PyTorch tensor without its history."""
+        return self.forward(backend.detach(x))
 
     def children(self) -> list[tuple[str, "Module"]]:
         """(name, module) of each direct submodule."""
@@ -66,38 +67,40 @@ class Module:
         """(dotted name, module) of this module (name "") and all below it, parents first."""
         yield prefix, self
         for name, child in self.children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+            yield from child.named_modules(_dotted(prefix, name))
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(dotted name, Parameter) of all parameters, in the order in which the modules were given.
 
         Raises:
-            ValueError: one module or parameter stands at two places; `backward` keeps one input a module.
+            ValueError: one module or parameter stands at two places; `backward` keeps one input per module.
         """
         seen: dict[int, str] = {}
-        for path, name, parameter in self._named(lambda module: vars(module)):
-            if isinstance(parameter, Parameter):
-                full = f"{path}.{name}" if path else name
-                if id(parameter) in seen:
-                    raise ValueError(f"{full} and {seen[id(parameter)]} are the same Parameter: a module can stand at "
-                                     "one place of a network only; make two")
-                seen[id(parameter)] = full
-                yield full, parameter
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    full = _dotted(path, name)
+                    if id(value) in seen:
+                        raise ValueError(f"{full} and {seen[id(value)]} are the same Parameter: a module can stand at "
+                                         "one place of a network only; make two")
+                    seen[id(value)] = full
+                    yield full, value
 
     def parameters(self) -> list[Parameter]:
         """All parameters, in the order of `named_parameters`."""
         return [parameter for _, parameter in self.named_parameters()]
 
-    def _named(self, attributes):
+    def named_buffers(self) -> Iterator[tuple[str, Array]]:
+        """(dotted name, array) of all buffers: arrays that belong to the state but are not trained."""
         for path, module in self.named_modules():
-            for name in attributes(module):
-                yield path, name, getattr(module, name)
+            for name in module.buffers:
+                yield _dotted(path, name), getattr(module, name)
 
     def arrays(self) -> Iterator[Array]:
         """The array of every parameter, then of every buffer: `next(module.arrays(), None)` tells where the module is."""
         for parameter in self.parameters():
             yield parameter.data
-        for _, _, value in self._named(lambda module: module.buffers):
+        for _, value in self.named_buffers():
             yield value
 
     def zero_grad(self) -> None:
@@ -141,9 +144,7 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """{dotted name: copy of the array} of all parameters and buffers."""
-        state = {name: parameter.data for name, parameter in self.named_parameters()}
-        for path, name, value in self._named(lambda module: module.buffers):
-            state[f"{path}.{name}" if path else name] = value
+        state = {name: parameter.data for name, parameter in self.named_parameters()} | dict(self.named_buffers())
         return {name: backend.asarray(value, value) for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
@@ -164,28 +165,42 @@ class Module:
                 raise ValueError(f"{name} must have shape {tuple(value.shape)}, got {tuple(state[name].shape)}")
         for name, parameter in self.named_parameters():
             parameter.data = backend.asarray(state[name], parameter.data)
-        for path, name, value in list(self._named(lambda module: module.buffers)):
-            full = f"{path}.{name}" if path else name
-            setattr(dict(self.named_modules())[path], name, backend.asarray(state[full], value))
+        modules = dict(self.named_modules())
+        for full, value in list(self.named_buffers()):
+            path, _, name = full.rpartition(".")
+            setattr(modules[path], name, backend.asarray(state[full], value))
 
-    def _keep(self, *values):
-        """Remember `values` for `backward`."""
-        self._kept = values
+    def keep(self, y: Array, *values: Any) -> Array:
+        """Remember `values` for `backward`, and that dy must look like y; returns y. The last line of `forward`.
 
-    def _take(self, dy, shape=None):
-        """What `forward` kept, once; checks that `dy` has the shape of the output and the dtype of the numbers kept."""
+        The arrays are kept, not copied: do not change them in place before `backward` has run. Inside
+        `minibn.plain()` such a change is noticed.
+        """
+        self._kept = (tuple(y.shape), y.dtype), values, _copies(values) if kernels.is_plain() else None
+        return y
+
+    def kept(self, dy: Array) -> tuple:
+        """What `forward` kept, once, after dy was checked against the output. The first line of `backward`.
+
+        Raises:
+            RuntimeError: there was no `forward` before this `backward`, or (inside `minibn.plain()`) an array that
+                `forward` kept was changed.
+            ValueError: dy has another shape than the output.
+            TypeError: dy has another dtype than the output.
+        """
         if self._kept is None:
             raise RuntimeError(f"{self}.backward was called before forward: every backward needs a forward of its own "
                                "(and a module can stand at one place of a network only)")
-        if shape is not None and tuple(dy.shape) != tuple(shape):
-            raise ValueError(f"{self}.backward needs dy of the output's shape {tuple(shape)}, got {tuple(dy.shape)}")
-        if dy is not None:
-            given = backend.dtype_name(dy)
-            wanted = {backend.dtype_name(k) for k in self._kept if hasattr(k, "dtype") and is_floating(k)}
-            if not is_floating(dy) or wanted - {given}:
-                raise TypeError(f"{self}.backward needs dy of dtype {' or '.join(wanted) or 'float32 or float64'}, got {given}")
-        kept, self._kept = self._kept, None
-        return kept
+        (shape, dtype), values, copies = self._kept
+        if tuple(dy.shape) != shape:
+            raise ValueError(f"{self}.backward needs dy of the output's shape {shape}, got {tuple(dy.shape)}")
+        if dy.dtype != dtype:
+            raise TypeError(f"{self}.backward needs dy of dtype {str(dtype).rsplit('.', 1)[-1]}, got {backend.dtype_name(dy)}")
+        if copies is not None and not all(map(_same, _copies(values), copies)):
+            raise RuntimeError(f"{self}.backward: an array that forward kept was changed in place since; its gradient would "
+                               "be wrong. Change a copy instead")
+        self._kept = None
+        return values
 
     def _check_input(self, x, shape, like=None):
         """Raise unless `x` has a shape such as ("N", "H", "W", 16), where names stand for any number above 0,
@@ -205,3 +220,16 @@ class Module:
 
     def __repr__(self):
         return f"{type(self).__name__}()"
+
+
+def _dotted(path, name):
+    return f"{path}.{name}" if path else name
+
+
+def _copies(values):
+    """Copies of the arrays among `values`."""
+    return [backend.asarray(value, value) for value in values if hasattr(value, "dtype")]
+
+
+def _same(x, y):
+    return bool(array_namespace(x).all((x == y) | (x != x)))  # NaN is not equal to itself

@@ -1,8 +1,7 @@
 """Pooling over windows of pixels, and Flatten."""
 
-import math
-
-from minibn.backend import Array, array_namespace, device, into, map_chunks
+from minibn import kernels
+from minibn.backend import Array, array_namespace
 from minibn.degree import Degree
 from minibn.nn.module import Module
 
@@ -12,12 +11,12 @@ class Flatten(Module):
 
     def forward(self, x: Array) -> Array:
         """Reshape; no numbers change."""
-        self._keep(x.shape)
-        return array_namespace(x).reshape(x, (x.shape[0], -1))
+        y = array_namespace(x).reshape(x, (x.shape[0], -1))
+        return self.keep(y, x.shape)
 
     def backward(self, dy: Array) -> Array:
         """Reshape back."""
-        (shape,) = self._take(dy)
+        (shape,) = self.kept(dy)
         return array_namespace(dy).reshape(dy, shape)
 
     def degree(self, x: Degree) -> Degree:
@@ -34,15 +33,13 @@ class GlobalAvgPool(Module):
     def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, C)."""
         self._check_input(x, ("N", "H", "W", "C"))
-        self._keep(x.shape)
-        return array_namespace(x).mean(x, axis=(1, 2))
+        y = kernels.of(x).global_average_pool(x)
+        return self.keep(y, x.shape)
 
     def backward(self, dy: Array) -> Array:
         """(N, C) -> (N, H, W, C)."""
-        n, height, width, channels = self._kept[0] if self._kept else (0,) * 4
-        self._take(dy, (n, channels))
-        xp = array_namespace(dy)
-        return xp.broadcast_to(dy[:, None, None, :] / (height * width), (n, height, width, channels))
+        (shape,) = self.kept(dy)
+        return kernels.of(dy).global_average_pool_backward(dy, shape)
 
     def degree(self, x: Degree) -> Degree:
         """Unchanged."""
@@ -57,23 +54,11 @@ class _WindowPool(Module):
             raise ValueError(f"{type(self).__name__}: kernel_size must be at least 1, got {kernel_size}")
         self.kernel_size = kernel_size
 
-    def _pool(self, x, write):
-        """(N, H, W, C) -> (N, H // k, W // k, C): `write(out, pixels)` with, for each place in a window, its pixels."""
+    def _check(self, x):
         self._check_input(x, ("N", "H", "W", "C"))
-        k, (height, width) = self.kernel_size, x.shape[1:3]
-        if min(height, width) < k:
-            raise ValueError(f"{self} needs images of at least {k} x {k} pixels, got {x.shape}")
-        y = array_namespace(x).empty((x.shape[0], height // k, width // k, x.shape[3]), dtype=x.dtype, device=device(x))
-        places = self._places(y)
-        map_chunks(lambda s: write(y[s, ...], [x[s, ...][place] for place in places]), x, math.prod(x.shape[1:]))
-        return y
-
-    def _places(self, y):
-        """For each place in a window, in order: the index of the images' pixels that stand there, as many as y has."""
-        k, (height, width) = self.kernel_size, y.shape[1:3]
-        last_row, last_column = k * (height - 1), k * (width - 1)
-        return [(slice(None), slice(i, i + last_row + 1, k), slice(j, j + last_column + 1, k), slice(None))
-                for i in range(k) for j in range(k)]
+        k = self.kernel_size
+        if min(x.shape[1:3]) < k:
+            raise ValueError(f"{self} needs images of at least {k} x {k} pixels, got {tuple(x.shape)}")
 
     def degree(self, x: Degree) -> Degree:
         """Unchanged."""
@@ -93,28 +78,14 @@ class AvgPool2d(_WindowPool):
 
     def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, H // k, W // k, C)."""
-        def average(out, pixels):
-            out[...] = pixels[0] / len(pixels)
-            for pixel in pixels[1:]:
-                out += pixel / len(pixels)
-
-        y = self._pool(x, average)
-        self._keep(x.shape, y.shape)
-        return y
+        self._check(x)
+        y = kernels.of(x).average_pool(x, self.kernel_size)
+        return self.keep(y, x.shape)
 
     def backward(self, dy: Array) -> Array:
         """(N, H // k, W // k, C) -> (N, H, W, C)."""
-        shape, _ = self._take(dy, self._kept and self._kept[1])
-        places = self._places(dy)
-        dx = array_namespace(dy).zeros(shape, dtype=dy.dtype, device=device(dy))
-
-        def spread(s):
-            images, part = dx[s, ...], dy[s, ...] / len(places)
-            for place in places:
-                images[place] = part
-
-        map_chunks(spread, dy, math.prod(shape[1:]))
-        return dx
+        (shape,) = self.kept(dy)
+        return kernels.of(dy).average_pool_backward(dy, shape, self.kernel_size)
 
 
 class MaxPool2d(_WindowPool):
@@ -129,29 +100,11 @@ class MaxPool2d(_WindowPool):
 
     def forward(self, x: Array) -> Array:
         """(N, H, W, C) -> (N, H // k, W // k, C)."""
-        def largest(out, pixels):
-            out[...] = pixels[0]
-            for pixel in pixels[1:]:
-                into(out, array_namespace(x).maximum, out, pixel)
-
-        y = self._pool(x, largest)
-        self._keep(x, y)
-        return y
+        self._check(x)
+        y = kernels.of(x).max_pool(x, self.kernel_size)
+        return self.keep(y, x, y)
 
     def backward(self, dy: Array) -> Array:
         """(N, H // k, W // k, C) -> (N, H, W, C)."""
-        x, y = self._take(dy, self._kept and self._kept[1].shape)
-        places = self._places(y)
-        xp = array_namespace(dy)
-        dx = xp.zeros(x.shape, dtype=dy.dtype, device=device(dy))
-
-        def differentiate(s):
-            images, gradient = x[s, ...], dx[s, ...]
-            met = xp.zeros(y[s, ...].shape, dtype=xp.bool, device=device(dy))  # windows whose largest number was seen already
-            for place in places:
-                here = (images[place] == y[s, ...]) & ~met
-                gradient[place] = dy[s, ...] * xp.astype(here, dy.dtype)
-                met |= here
-
-        map_chunks(differentiate, dy, math.prod(x.shape[1:]))
-        return dx
+        x, y = self.kept(dy)
+        return kernels.of(dy).max_pool_backward(dy, x, y, self.kernel_size)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from minibn.equivalence import streams
-from minibn.equivalence.streams import Frame, Numbers
+from minibn.equivalence.streams import Frame
 from minibn.optim import Step
 from minibn.schedules import nesterov
 
@@ -106,7 +106,7 @@ class Conversion:
     """
 
     def __init__(self, optimizer: torch.optim.SGD, groups: Iterable, form: str,
-                 convert: Callable[[Step, Numbers, int], tuple[Step, Numbers]]) -> None:
+                 convert: Callable[[Step, Frame, int], tuple[Step, Frame]]) -> None:
         if not isinstance(optimizer, torch.optim.SGD):
             raise TypeError(f"only torch.optim.SGD can be converted, got {type(optimizer).__name__}: the averages of adaptive "
                             "methods mix gradients of different scales, and no learning-rate schedule makes up for that")
@@ -236,10 +236,10 @@ class Conversion:
                 f"{len(bad)} of the {len(members)} converted parameters of a param group, of shapes "
                 f"{[tuple(p.shape) for p in bad[:4]]}, have {what} gradient at this step, so their weight decay differs from the "
                 "others'. Give them a param group of their own, or do not convert them")
-        step, frame = _step_of(group), (record["scale"], record["kappa"], record["q"])
+        step, frame = _step_of(group), self.frame(group)
         buffers = [self._buffer(p) is not None for p in members]
         if step.momentum and not any(buffers):
-            frame = (record["scale"], 0.0, 1.0)  # torch starts with a velocity of 0, whatever went before
+            frame = Frame(record["scale"])  # torch starts with a velocity of 0, whatever went before
         elif any(buffers) and not step.momentum or not all(buffers) and step.momentum and frame[1:] != (0.0, 1.0):
             raise ValueError("momentum went to 0, or came to some parameters later than to others: what torch's SGD does then to "
                              "the momentum buffers has no counterpart. Keep momentum above 0, or clear optimizer.state")

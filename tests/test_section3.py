@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibn import schedules, toy
+from minibn import schedules
+from minibn.paper import section3 as toy
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans(), st.integers(2, 6), st.integers(1, 4))

@@ -1,4 +1,4 @@
-"""Equilibrium and fixed-rate convergence: what the theory predicts is what is measured."""
+"""Equilibrium: what the theory predicts is what is measured."""
 
 import math
 
@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibn import data, models, monitor, nn, schedules
-from minibn.convergence import fixed_rate
 from minibn.optim import SGD, Step
 from minibn.training import convert, fit
 
@@ -69,6 +68,7 @@ def test_angular_update_is_accurate_for_the_smallest_angles(angle, p, q):
 def test_small_cases():
     assert monitor.effective_lr(Step(0.1), [np.array([3.0]), np.array([4.0])]) == pytest.approx(0.1 / 25)
     assert monitor.effective_lr(Step(0.1), [np.zeros(2)]) == math.inf
+    assert monitor.effective_lr(Step(0.4, rescale=2.0), [np.array([3.0, 4.0])]) == pytest.approx(0.1 / 25)
     assert monitor.angular_update([np.zeros(2)], [np.ones(2)]) == 0.0
     assert monitor.time_to_equilibrium(0.1, 0.9, 0.0) == math.inf
     assert math.isnan(monitor.predicted_angle_of(Step(0.1, 0.9)))
@@ -96,29 +96,3 @@ def test_history_has_measured_next_to_predicted_on_a_real_network():
     assert 0.8 < np.sqrt(np.mean(measured**2)) / predicted[0] < 1.25
     np.testing.assert_allclose(usual["angle/invariant"][:100], grown["angle/invariant"][:100], rtol=1e-6)
     assert np.all(np.isnan(grown["predicted_angle/invariant"]))
-
-
-# ---- section 4: fixed learning rate without weight decay ----
-
-
-def test_any_fixed_rate_converges_at_least_as_fast_as_one_over_root_t():
-    """Learning rates over six decades: slope of log min |∇L| over log T at most -1/2, and w only grows."""
-    result = fixed_rate(np.logspace(-3, 3, 7), 100_000, rng=np.random.default_rng(0))
-    assert np.all(result.slopes < -0.5)
-    assert np.all(np.diff(result.norm, axis=1) >= 0)
-    assert np.all(result.smallest_gradient[:, -1] < 0.02 * result.smallest_gradient[:, 0])
-    assert result.norm[-1, -1] > 100 * result.norm[0, -1]  # auto-tuning: the larger the lr, the longer the weights
-
-
-def test_a_scale_dependent_loss_does_not_converge_at_every_rate():
-    """The control: plain gradient descent on wᵀAw/2 diverges above 2 over the largest eigenvalue."""
-    w = np.ones(2)
-    for _ in range(100):
-        w = w - 10.0 * np.array([0.01, 1.0]) * w
-    assert np.linalg.norm(w) > 1e10
-
-
-@pytest.mark.parametrize(("rates", "steps"), [([0.0], 100), ([-1.0], 100), ([math.inf], 100), ([0.1], 99)])
-def test_bad_arguments_of_fixed_rate(rates, steps):
-    with pytest.raises(ValueError, match="finite rates above 0, at least 100 steps"):
-        fixed_rate(rates, steps, rng=np.random.default_rng(0))

@@ -1,0 +1,10 @@
+"""Optimisers: one file per method, its equation in the docstring and, as code, in the function `update` of that file.
+
+`base` has what all of them share. An optimiser is constructed as `SGD(parameters, schedule)`, where `schedule` is an
+iterable of step objects; each `step()` draws one of them.
+"""
+
+from minibn.optim.base import Optimizer, StepNumbers
+from minibn.optim.sgd import SGD, Schedule, Step, update
+
+__all__ = ["SGD", "Optimizer", "Schedule", "Step", "StepNumbers", "update"]

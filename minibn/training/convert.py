@@ -1,0 +1,101 @@
+"""The optimisers of a converted run: scale-invariant parameters follow one schedule, the rest another."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import tee
+
+from minibn import nn
+from minibn.equivalence import remove_weight_decay
+from minibn.invariance import Symmetries, symmetries
+from minibn.optim import SGD, Schedule
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The result of `convert`. `str()` lists the converted parameters, and why the others are not.
+
+    Attributes:
+        optimizers: {"invariant": SGD, "rest": SGD} for `fit`. "rest" is missing if nothing is left
+            for it.
+        names: the converted parameters, in network order.
+        reasons: {name of every other parameter: why it keeps the given schedule}.
+        eps: the largest eps of the network's normalisations. Above 0 the conversion is approximate.
+        groups: {name: parameters}: the sets of converted parameters that are each scale-invariant on
+            their own, named after their first parameter. `fit(…, groups=…)` measures each of them.
+    """
+
+    optimizers: dict[str, SGD]
+    names: tuple[str, ...]
+    reasons: dict[str, str]
+    eps: float = 0.0
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __str__(self):
+        kept = [f"  {name}: {reason}" for name, reason in self.reasons.items()]
+        near = [f"approximate: the normalisations have eps of up to {self.eps:g}; with eps=0 it is exact"] if self.eps else []
+        return "\n".join(["converted: " + ", ".join(self.names), "as they were:" if kept else "as they were: none", *kept, *near])
+
+
+def convert(model: nn.Module, schedule: Schedule, names: Iterable[str] | None = None, *,
+            band: float | None = 2.0**32) -> Conversion:
+    """Optimisers that train `model` as `schedule` would, without weight decay where it can go.
+
+    The scale-invariant parameters follow `equivalence.remove_weight_decay(schedule)`, all others
+    `schedule` itself. If the normalisations have eps = 0, the network is the same at every step.
+
+    Args:
+        model: an `nn.Module`.
+        schedule: iterable of `Step`. It is read once, for both optimisers.
+        names: the parameters to convert. None: all groups of `invariance.symmetries(model)`.
+        band: as in `remove_weight_decay`.
+
+    Returns:
+        Conversion
+
+    Raises:
+        ValueError: `names` are not scale-invariant together (the message says why), or the network
+            has no scale-invariant parameters.
+    """
+    first, second = tee(schedule)
+    return split(model, remove_weight_decay(first, band=band), second, names)
+
+
+def split(model: nn.Module, invariant: Schedule, rest: Schedule | None, names: Iterable[str] | None = None) -> Conversion:
+    """One optimiser for the scale-invariant parameters of `model` and one for all others.
+
+    Args:
+        model: an `nn.Module`.
+        invariant: schedule of the scale-invariant parameters.
+        rest: schedule of all other parameters. None: they get no optimiser and keep their values.
+        names: the parameters that follow `invariant`. None: all groups of
+            `invariance.symmetries(model)`.
+
+    Returns:
+        Conversion
+
+    Raises:
+        ValueError: as in `convert`.
+    """
+    found = symmetries(model)
+    chosen = {name for group in found.groups for name in group} if names is None else set(names)
+    if not chosen or not found.is_scale_invariant(chosen):
+        listed = sorted(chosen, key=found.names.index)
+        why = "; ".join(found.explain(name) for name in listed) or "the network has no scale-invariant parameters"
+        raise ValueError(f"weight decay cannot be removed from {listed}, which are not scale-invariant together: {why}")
+    parameters = dict(model.named_parameters())
+    converted = [name for name in parameters if name in chosen]
+    others = [name for name in parameters if name not in chosen]
+    optimizers = {"invariant": SGD([parameters[name] for name in converted], invariant)}
+    if others and rest is not None:
+        optimizers["rest"] = SGD([parameters[name] for name in others], rest)
+    finest = {name for group in found.groups for name in group}
+    reasons = {name: "not among the names given" if name in finest else found.explain(name) for name in others}
+    return Conversion(optimizers, tuple(converted), reasons, max(found.eps.values(), default=0.0), _groups(found, converted))
+
+
+def _groups(found: Symmetries, names: list[str]) -> dict[str, tuple[str, ...]]:
+    """The finest groups within `names`; what is left over is invariant together, and one more group."""
+    groups = [group for group in found.groups if set(group) <= set(names)]
+    inside = {name for group in groups for name in group}
+    left = tuple(name for name in names if name not in inside)
+    return {group[0]: group for group in [*groups, *([left] if left else [])]}

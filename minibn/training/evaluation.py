@@ -1,0 +1,101 @@
+"""A model on data outside training: its outputs, loss and accuracy, and BatchNorm's statistics."""
+
+from contextlib import contextmanager
+
+from minibn import backend, kernels, nn
+from minibn.backend import Array, array_namespace
+
+
+def evaluate(model: nn.Module, x: Array, y: Array, *, loss: nn.Loss | None = None, batch_size: int = 256,
+             threads: int | None = None) -> tuple[float, float]:
+    """(loss, accuracy) of `model` in evaluation mode on all of (x, y).
+
+    Args:
+        model: an `nn.Module`.
+        x, y: inputs (N, …) and labels (N,).
+        loss: `nn.CrossEntropy()` if None.
+        batch_size: inputs per forward pass.
+        threads: as in `minibn.threads`.
+
+    Returns:
+        two floats.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    outputs = predict(model, x, batch_size=batch_size, threads=threads)
+    y = backend.move(y, outputs)
+    value, right = backend.read([(loss or nn.CrossEntropy())(outputs, y), accuracy(outputs, y)])
+    return value, right
+
+
+def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int | None = None) -> Array:
+    """Outputs (N, …) of `model` in evaluation mode. Afterwards the model is in its earlier mode.
+
+    Each batch of x is moved to the model's device, and the outputs are moved to that of x.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    if x.shape[0] == 0:
+        raise ValueError("predict needs at least one example")
+    where = next(model.arrays(), None)
+    with _mode(model, train=False), kernels.threads(threads):
+        parts = [model(_part(x, i, batch_size, where)) for i in range(0, x.shape[0], batch_size)]
+    return backend.move(array_namespace(parts[0]).concat(parts, axis=0), x)
+
+
+def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int | None = None) -> None:
+    """Recompute the running statistics of every BatchNorm, as plain averages over the batches of x.
+
+    Like `torch.optim.swa_utils.update_bn`. The running averages of training lag behind. Where the
+    weights grow exponentially, as without weight decay, they belong to smaller weights, and
+    evaluation is no longer scale-invariant. With recomputed statistics it is, so two equivalent runs
+    agree in evaluation too.
+
+    Args:
+        model: an `nn.Module`.
+        x: inputs (N, …). Only whole batches count, unless N is below `batch_size`.
+        batch_size: inputs per batch.
+        threads: as in `minibn.threads`.
+    """
+    norms = [module for _, module in model.named_modules() if isinstance(module, nn.BatchNorm)]
+    momenta, where = [norm.momentum for norm in norms], next(model.arrays(), None)
+    try:
+        with _mode(model, train=True), kernels.threads(threads):
+            for count, i in enumerate(range(0, max(x.shape[0] - batch_size, 0) + 1, batch_size), 1):
+                for norm in norms:
+                    norm.momentum = 1 / count  # which makes the running average the mean of `count` batches
+                model(_part(x, i, batch_size, where))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def accuracy(outputs: Array, y: Array) -> Array:
+    """Fraction of examples that are classified correctly; a 0-d array on the device of `outputs`.
+
+    Args:
+        outputs: logits (N, K), of which the largest counts, or scores (N,), whose sign counts.
+        y: labels (N,): 0 … K-1, or -1 and +1.
+    """
+    xp = array_namespace(outputs)
+    right = xp.argmax(outputs, axis=1) == y if outputs.ndim > 1 else (outputs > 0) == (y > 0)
+    return xp.mean(xp.astype(right, outputs.dtype))
+
+
+def _part(x, start, size, where):
+    """The next `size` rows of x, or as many as are left, moved to the device of the array `where`."""
+    return backend.move(x[start : min(start + size, x.shape[0]), ...], where)
+
+
+@contextmanager
+def _mode(model, *, train):
+    """The whole model in training or evaluation mode; afterwards each module is in its earlier one."""
+    before = [(module, module.training) for _, module in model.named_modules()]
+    model.train(train)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode

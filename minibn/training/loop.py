@@ -1,0 +1,137 @@
+"""The training loop: forward, loss, backward, step."""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from numpy.random import Generator
+from tqdm import tqdm
+
+from minibn import backend, data, kernels, nn
+from minibn.backend import Array
+from minibn.optim import Optimizer
+from minibn.training import checkpoint
+from minibn.training.evaluation import accuracy, evaluate
+from minibn.training.history import History
+from minibn.training.recorder import Recorder, measure, watch, weights
+
+
+def train_step(model: nn.Module, loss: nn.Loss, optimizers: Collection[Optimizer], x: Array, y: Array,
+               labels: Array | None = None) -> tuple[Array, Array]:
+    """One training step on a batch of inputs x (N, …) and labels y (N,).
+
+    `labels` are all labels of a run, for the loss to check at its first step. On a GPU that waits.
+
+    Returns:
+        (outputs of the model, value of the loss), both from before the update.
+    """
+    outputs = model(x)
+    if labels is not None and hasattr(loss, "check"):
+        loss.check(outputs, labels)
+    value = loss(outputs, y)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    model.backward(loss.backward())
+    for optimizer in optimizers:
+        optimizer.step()
+    return outputs, value
+
+
+def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Array, *, epochs: int, batch_size: int,
+        rng: Generator, loss: nn.Loss | None = None, drop_last: bool = True, path: str | Path | None = None, every: int = 100,
+        resume: bool = True, max_steps: int | None = None, augment: Callable[..., Array] | None = None,
+        validation: tuple[Array, Array] | None = None, settings: Any = None, groups: Mapping[str, Iterable[str]] | None = None,
+        threads: int | None = None, progress: bool = True, description: str = "train") -> History:
+    """Train `model` on (x, y), and return the `History` of every step.
+
+    Results are the same to the last bit for any number of threads, and for a run that was stopped
+    and resumed.
+
+    Args:
+        model: an `nn.Module`.
+        optimizers: {name: SGD}. Two groups of weights are two optimisers, each with its own
+            schedule. Together they should hold all parameters that are to be trained.
+        x, y: training inputs (N, …) and labels (N,). Each batch is moved to the model's device.
+        epochs: number of passes through the data.
+        batch_size, drop_last: as in `data.batches`.
+        rng: numpy.random.Generator that shuffles the data.
+        loss: `nn.CrossEntropy()` if None.
+        path: checkpoint file, written every `every` steps and at the end. With `resume`, an existing
+            checkpoint is loaded first: model, optimisers, rng and history then continue as if the
+            run had never stopped. The optimisers must be fresh.
+        max_steps: stop after this step even if epochs are left. A later call can resume.
+        augment: as in `data.batches`.
+        validation: (x, y) to evaluate after each epoch's last step. The columns "test_loss" and
+            "test_accuracy" are NaN at all other steps.
+        settings: JSON-serialisable description of the run, stored in the checkpoint. Resuming from a
+            checkpoint with other settings raises ValueError.
+        groups: {name: names of parameters} to measure in addition to the optimisers' parameters,
+            each with columns of its own, for example `Conversion.groups`.
+        threads: as in `minibn.threads`.
+        progress: whether to show a bar with loss, accuracy and learning rates.
+        description: text before the bar.
+
+    Returns:
+        History. Its "accuracy" is that of the batch, in training mode.
+
+    Raises:
+        DivergenceError: the loss or a weight is not finite; no checkpoint is written after that. On a
+            GPU the error may come a few steps late, because numbers are read in batches; the message
+            names the step at which it happened.
+        ValueError: data, labels, batch size, groups or checkpoint do not fit, or the model was moved
+            after its optimisers were made.
+    """
+    loss = loss or nn.CrossEntropy()
+    data.check_examples(x, y)
+    if epochs < 1 or every < 1:
+        raise ValueError(f"fit: epochs and every must be at least 1, got {epochs} and {every}")
+    data.batches(x, y, batch_size, rng=rng)  # raises now, not at the first step
+    per_epoch = x.shape[0] // batch_size if drop_last else -(-x.shape[0] // batch_size)
+    last = epochs * per_epoch if max_steps is None else min(epochs * per_epoch, max_steps)
+    where = next(model.arrays(), None)
+    for group, optimizer in optimizers.items():
+        if not optimizer.is_where_its_parameters_are():
+            raise ValueError(f"the optimiser of group {group!r} was made before its parameters moved; make it after model.to")
+    watched = watch(model, optimizers, groups or {})
+    history, saved = History(), None
+    if path and resume and Path(path).exists():
+        history, saved = checkpoint.load_run(path, model, optimizers, rng, settings), path
+    pause = 0 if where is None or backend.is_on_host(where) else 0.1 if progress else 1.0
+    first = len(history)
+    model.train()
+    with kernels.threads(threads), tqdm(total=last, initial=first, desc=description, disable=not progress) as bar:
+        recorder = Recorder(history, optimizers, bar, pause=pause, saved=saved)
+        batches = _batches(x, y, first, last, per_epoch, rng, batch_size=batch_size, drop_last=drop_last, augment=augment)
+        for step, (batch_x, batch_y, generator) in enumerate(batches, first):
+            batch_x, batch_y = backend.move(batch_x, where), backend.move(batch_y, where)
+            before = weights(watched)
+            outputs, value = train_step(model, loss, optimizers.values(), batch_x, batch_y, y if step == first else None)
+            row = {"step": step, "loss": value, "accuracy": accuracy(outputs, batch_y), **measure(watched, before)}
+            done = step + 1
+            validate = validation and done % per_epoch == 0
+            if validation:
+                row["test_loss"], row["test_accuracy"] = evaluate(model, *validation, loss=loss) if validate else (math.nan,) * 2
+            save = done % every == 0 or done == last
+            recorder.add(row, now=bool(path and save or validate or done == last))
+            if path and save:
+                checkpoint.save_run(path, model, optimizers, generator, history, settings)
+                recorder.saved = path
+    return history
+
+
+def _batches(x: Array, y: Array, first: int, last: int, per_epoch: int, rng: Generator,
+             **options: Any) -> Iterator[tuple[Array, Array, Any]]:
+    """The batches of steps first … last - 1, each with the state of `rng` from which to resume after it.
+
+    Within an epoch that is the state at the epoch's start, so that the same shuffle is drawn again.
+    """
+    step = first
+    while step < last:
+        start_of_epoch = rng.bit_generator.state
+        epoch = data.batches(x, y, rng=rng, **options)
+        done = step % per_epoch
+        for batch_x, batch_y in islice(epoch, done, min(per_epoch, done + last - step)):
+            step += 1
+            yield batch_x, batch_y, start_of_epoch if step % per_epoch else rng.bit_generator.state

@@ -1,0 +1,162 @@
+"""training.convert and split: which parameters follow which schedule, and that training stays the same."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from common import NETWORKS, NORMS, PAIRS
+
+from minibn import data, models, nn, schedules
+from minibn.equivalence import frame_after, remove_weight_decay
+from minibn.invariance import symmetries
+from minibn.optim import SGD
+from minibn.training import convert, fit, split
+
+
+def test_convert_says_which_and_why():
+    net = models.preresnet(8, eps=0.0, in_channels=1, rng=np.random.default_rng(0))
+    conversion = convert(net, schedules.constant(0.1, momentum=0.9, weight_decay=5e-3))
+    assert set(conversion.optimizers) == {"invariant", "rest"}
+    trained = [p for sgd in conversion.optimizers.values() for p in sgd.parameters]
+    assert {id(p) for p in trained} == {id(p) for p in net.parameters()}
+    assert len(trained) == len(net.parameters())
+    assert "stem.weight" in conversion.names
+    assert "head.weight: head.weight is in no scale-invariant group" in str(conversion)
+    grown = list(islice(conversion.optimizers["invariant"].schedule, 50))
+    kept = list(islice(conversion.optimizers["rest"].schedule, 50))
+    assert {s.weight_decay for s in grown} == {0.0}
+    assert grown[-1].lr > grown[0].lr
+    assert {(s.lr, s.weight_decay) for s in kept} == {(0.1, 5e-3)}
+
+
+def test_convert_refuses_what_is_not_invariant():
+    net = models.preresnet(8, rng=np.random.default_rng(0))
+    schedule = schedules.constant(0.1, weight_decay=5e-3)
+    with pytest.raises(ValueError, match=r"cannot be removed from \['stem.weight'\], which are not scale-invariant together: "
+                                         r"stem.weight and stage1.0.branch.conv2.weight may only be scaled together"):
+        convert(net, schedule, ["stem.weight"])
+    with pytest.raises(ValueError, match="the network has no scale-invariant parameters"):
+        convert(nn.Sequential(nn.Linear(3, 2, rng=np.random.default_rng(0))), schedule)
+
+
+def hidden_weights(net):
+    """Names of the weights of every conv and linear layer but the last."""
+    layers = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return [f"{name}.weight" for name in layers[:-1]]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("network", "norm"), PAIRS)
+def test_the_scale_invariant_weights_are_those_of_all_hidden_layers(network, norm, affine):
+    net = NETWORKS[network](norm=NORMS[norm], affine=affine, rng=np.random.default_rng(0))
+    found = symmetries(net)
+    assert found.weights == hidden_weights(net)
+    both = split(net, schedules.constant(0.1), schedules.constant(0.2), found.weights)
+    assert both.names == tuple(hidden_weights(net))
+    assert {id(p) for p in both.optimizers["invariant"].parameters} == {
+        id(p) for name, p in net.named_parameters() if name in found.weights}
+    assert [next(both.optimizers[group].schedule).lr for group in ("invariant", "rest")] == [0.1, 0.2]
+    assert sorted(name for group in both.groups.values() for name in group) == sorted(found.weights)
+    assert all(found.is_scale_invariant(group) and group[0] == name for name, group in both.groups.items())
+
+
+def test_without_a_schedule_the_rest_has_no_optimiser():
+    net = models.vgg((4,), in_channels=1, rng=np.random.default_rng(0))
+    assert list(split(net, schedules.constant(0.1), None).optimizers) == ["invariant"]
+
+
+def test_weights_that_no_normalisation_follows_are_not_scale_invariant_weights():
+    """The control: a conv after the last norm is hidden, and is left out."""
+    rng = np.random.default_rng(0)
+    net = nn.Sequential(conv=nn.Conv2d(1, 4, 3, rng=rng), norm=nn.BatchNorm(4), last=nn.Conv2d(4, 4, 3, rng=rng),
+                        pool=nn.GlobalAvgPool(), head=nn.Linear(4, 10, rng=rng))
+    assert symmetries(net).weights == ["conv.weight"]
+    assert hidden_weights(net) == ["conv.weight", "last.weight"]
+
+
+def test_names_that_are_given_are_reported_in_groups():
+    """Names are taken as they are given, and reported as the finest groups within them."""
+    net = models.vgg((4, 6), in_channels=1, rng=np.random.default_rng(0))
+    assert convert(net, schedules.constant(0.1), ["conv1.weight"]).groups == {"conv1.weight": ("conv1.weight",)}
+    assert convert(net, schedules.constant(0.1), ["norm1.weight", "norm1.bias", "conv2.weight"]).groups == {
+        "norm1.weight": ("norm1.weight", "norm1.bias"), "conv2.weight": ("conv2.weight",)}
+
+
+# ---- the theorem on real layers ----
+
+
+def usual_schedule():
+    decay = schedules.step_decay(0.02, [200], momentum=0.9, weight_decay=1.2e-2)
+    return schedules.warmup(40, decay)
+
+
+def trained(network, norm, form, eps=0.0, steps=200, band=2.0**32):
+    """History of `steps` steps with weight decay ("usual") or "converted"; all parameters trained."""
+    rng, digits = np.random.default_rng(0), data.digits("float64")
+    x = digits.x_train[:64]
+    if norm == "instance":
+        x = np.kron(x, np.ones((1, 2, 2, 1)))  # 16 x 16: normalising over the last stage's 2 x 2 pixels magnifies rounding
+    net = NETWORKS[network](norm=NORMS[norm], eps=eps, rng=rng, dtype="float64")
+    optimizers = convert(net, usual_schedule(), band=band).optimizers
+    if form == "usual":
+        optimizers = {name: SGD(sgd.parameters, usual_schedule()) for name, sgd in optimizers.items()}
+    return fit(net, optimizers, x, digits.y_train[:64], epochs=steps // 2, batch_size=32, rng=np.random.default_rng(1),
+               progress=False)
+
+
+@pytest.mark.parametrize(("network", "norm"), [pair for pair in PAIRS if pair != ("mlp", "group")])
+def test_whole_networks_train_in_the_same_way(network, norm):
+    """Affine parameters and the head are trained too. 200 steps, losses within 1e-8.
+
+    (GroupNorm over the MLP's groups of 3 numbers magnifies rounding beyond that.)
+    """
+    usual, converted = (trained(network, norm, form) for form in ("usual", "converted"))
+    assert np.abs(usual["loss"] - converted["loss"]).max() < 1e-8
+    assert usual["loss"][-1] < 0.97 * usual["loss"][0]
+    assert converted["norm/invariant"][-1] > 1.2 * usual["norm/invariant"][-1]
+
+
+def test_rescaling_changes_no_bit_of_a_network():
+    plain, often = (trained("preresnet", "batch", "converted", band=band, steps=100) for band in (None, 1.01))
+    assert plain["norm/invariant"][-1] != often["norm/invariant"][-1]
+    np.testing.assert_array_equal(plain["loss"], often["loss"])
+
+
+@pytest.mark.parametrize("to_converted", [True, False])
+def test_a_network_switches_form_in_mid_run(to_converted):
+    """150 steps in one form, its state through the frame, 150 in the other: the losses of the unbroken run."""
+    whole = trained("preresnet", "batch", "usual", steps=300)
+    digits = data.digits("float64")
+    net = NETWORKS["preresnet"](norm=nn.BatchNorm, eps=0.0, rng=np.random.default_rng(0), dtype="float64")
+    frame = frame_after(usual_schedule(), 150)
+    rng, losses = np.random.default_rng(1), []
+    optimizers = convert(net, usual_schedule()).optimizers
+    if to_converted:
+        optimizers = {name: SGD(sgd.parameters, usual_schedule()) for name, sgd in optimizers.items()}
+    for half in range(2):
+        losses.append(fit(net, optimizers, digits.x_train[:64], digits.y_train[:64], epochs=75, batch_size=32, rng=rng,
+                          progress=False)["loss"])
+        if half == 0:
+            carry = frame.remove if to_converted else frame.add
+            rest = islice(usual_schedule(), 150, None)
+            later = {"invariant": remove_weight_decay(rest, frame=frame) if to_converted else rest,
+                     "rest": islice(usual_schedule(), 150, None)}
+            old, optimizers = optimizers, {name: SGD(sgd.parameters, later[name]) for name, sgd in optimizers.items()}
+            optimizers["rest"].velocity = old["rest"].velocity
+            for i, (p, v) in enumerate(zip(old["invariant"].parameters, old["invariant"].velocity, strict=True)):
+                p.data, optimizers["invariant"].velocity[i] = carry(p.data, v)
+    np.testing.assert_allclose(np.concatenate(losses), whole["loss"], rtol=0, atol=1e-8)
+
+
+def test_how_the_gap_grows_with_eps():
+    """The table of the README: run with `-s` to see it. The gap is of the order of eps until chaos takes over."""
+    gaps = {}
+    for eps in (0.0, 1e-12, 1e-9, 1e-7, 1e-5, 1e-3):
+        usual, converted = (trained("preresnet", "batch", form, eps, steps=100) for form in ("usual", "converted"))
+        gaps[eps] = np.abs(usual["loss"] - converted["loss"]).max()
+        print(f"eps = {eps:<6g} largest gap between the losses of 100 steps: {gaps[eps]:.0e}")
+    assert list(gaps.values()) == sorted(gaps.values())
+    assert gaps[0.0] < 1e-13
+    for eps in (1e-12, 1e-9, 1e-7, 1e-5):
+        assert 0.01 * eps < gaps[eps] < 100 * eps
+    assert gaps[1e-3] > 1e-4

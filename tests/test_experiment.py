@@ -1,0 +1,83 @@
+"""Experiments as data: converted and usual runs agree, and bad fields are named."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from minibn import equivalence, experiment
+from minibn.experiment import Experiment
+
+TINY = {"width": 4, "epochs": 2, "batch": 256}  # 10 steps
+
+
+@pytest.mark.parametrize("options", [{"schedule": "step", "milestones": (1.0,)}, {"schedule": "cosine", "warmup": 0.4},
+                                     {"schedule": "constant", "nesterov": True}, {"schedule": "step", "model": "mlp"},
+                                     {"schedule": "step", "model": "vgg", "norm": "layer", "fixed": True},
+                                     {"schedule": "step", "model": "resnet", "affine": False, "norm": "group"}])
+def test_converted_and_usual_are_one_run(options):
+    options = {**TINY, "dtype": "float64", **options}
+    one = experiment.run(Experiment(**options), progress=False)
+    other = experiment.run(Experiment(**options, convert=True), progress=False)
+    assert len(one.history) == 10
+    np.testing.assert_allclose(one.history["loss"], other.history["loss"], atol=1e-11)
+    np.testing.assert_allclose(one.logits, other.logits, atol=1e-9)
+    assert one.history["lr/invariant"][-1] != other.history["lr/invariant"][-1]
+
+
+@pytest.mark.parametrize(("form", "usual"), [("exponential", "constant"), ("texp++", "step")])
+def test_the_papers_forms_are_the_usual_schedules(form, usual):
+    options = {**TINY, "dtype": "float64", "fixed": True, "affine": False}
+    one, other = (experiment.run(Experiment(**options, schedule=name), progress=False) for name in (form, usual))
+    np.testing.assert_allclose(one.history["loss"], other.history["loss"], atol=1e-11)
+
+
+def test_schedules_are_those_of_the_paper():
+    one = Experiment(schedule="texp--", epochs=4, batch=287)  # 5 steps an epoch
+    assert one.phases() == [(10, 0.1), (5, pytest.approx(0.01)), (float("inf"), pytest.approx(0.001))]
+    expected = equivalence.texp_minus_minus(one.phases(), momentum=0.9, weight_decay=5e-3)
+    assert list(islice(one.invariant(), 20)) == list(islice(expected, 20))
+    assert [s.lr for s in islice(one.usual(), 9, 11)] == [0.1, pytest.approx(0.01)]
+
+
+def test_fixed_leaves_the_rest_where_it_starts():
+    one = Experiment(**TINY, fixed=True)
+    before, after = one.network().state_dict(), experiment.run(one, progress=False).model.state_dict()
+    assert np.array_equal(before["head.weight"], after["head.weight"])
+    assert np.array_equal(before["norm.weight"], after["norm.weight"])
+    assert not np.array_equal(before["stem.weight"], after["stem.weight"])
+
+
+def test_test_accuracy_at_the_end_of_each_epoch():
+    history = experiment.run(Experiment(**TINY), progress=False).history
+    assert np.flatnonzero(np.isfinite(history["test_accuracy"])).tolist() == [4, 9]
+    assert 0 < history["test_accuracy"][9] < 1
+    assert np.isfinite(history["test_loss"][4])
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"model": "transformer"}, "model must be one of"), ({"lr": -1}, "lr=-1"),
+    ({"epochs": 0}, "epochs must be a number of at least 1"),
+    ({"data": "cifar10"}, "data='cifar10' needs path"), ({"path": "x"}, "data='digits' takes no path"),
+    ({"milestones": (2, 1)}, r"milestones must be increasing epochs above 0, got \[2, 1\]"),
+    ({"schedule": "texp", "convert": True}, "schedule='texp' has no weight decay already"), ({"momentum": 1}, "momentum"),
+    ({"eps": float("nan")}, "eps must be a number"),
+])
+def test_bad_experiments(options, message):
+    with pytest.raises(ValueError, match=message):
+        Experiment(**options)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_instant_drops_are_longer_weights(momentum):
+    """lr of an exponential schedule times 1/4 at step 5 is the schedule itself with weights twice as long from there on."""
+    phases = [(5, 0.1), (float("inf"), 0.025)]
+    dropped = list(islice(equivalence.instant_drops(phases, momentum=momentum, weight_decay=2e-3), 9))
+    plain = list(islice(equivalence.exponential_equivalent(0.1, momentum, 2e-3), 9))
+    assert [s.lr for s in dropped] == pytest.approx([s.lr / (4 if t >= 5 else 1) for t, s in enumerate(plain)], rel=1e-15)
+    assert [s.kick for s in dropped] == [s.kick for s in plain]
+    with pytest.raises(ValueError, match="needs a first lr above 0, got 0"):
+        equivalence.instant_drops([(5, 0.0)], momentum=0.0, weight_decay=0.0)
+    one = Experiment(schedule="instant-drop", milestones=(1,), epochs=2, batch=287)
+    assert list(islice(one.invariant(), 9)) == list(islice(equivalence.instant_drops(
+        [(5, 0.1), (float("inf"), 0.1 * 0.1)], momentum=0.9, weight_decay=5e-3), 9))

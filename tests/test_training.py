@@ -1,0 +1,152 @@
+"""The training loop: what it records, exact resumption, and divergence."""
+
+from itertools import chain, islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import Run, assert_same_bits
+
+from minibn import models, nn, schedules
+from minibn.equivalence import remove_weight_decay
+from minibn.optim import SGD
+from minibn.training import DivergenceError, fit
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 15), st.integers(1, 6), st.integers(1, 15), st.booleans())
+def test_stopped_and_resumed_is_bit_for_bit_the_unbroken_run(tmp_path_factory, stop, every, second_stop, drop_last):
+    whole = Run()
+    expected = whole.everything(whole.fit(drop_last=drop_last))
+    path = tmp_path_factory.mktemp("run") / "run.npz"
+    for last in (stop, second_stop, None):
+        run = Run()
+        if path.exists():
+            run.rng.random(3)  # whatever state it is in, the checkpoint's counts
+        history = run.fit(path=path, every=every, max_steps=last, drop_last=drop_last)
+    assert_same_bits(run.everything(history), expected)
+
+
+class Killed(BaseException):
+    """What SIGKILL would do, at any line."""
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 11), st.integers(1, 5))
+def test_killed_at_a_random_step_and_resumed(tmp_path_factory, at, every):
+    expected = (whole := Run()).everything(whole.fit(epochs=3))
+    path = tmp_path_factory.mktemp("run") / "run.npz"
+    run = Run()
+    backward, calls = run.net.backward, []
+
+    def dying(dy):
+        calls.append(None)
+        if len(calls) > at:
+            raise Killed
+        return backward(dy)
+
+    run.net.backward = dying
+    with pytest.raises(Killed):
+        run.fit(path=path, every=every, epochs=3)
+    assert path.exists() == (at >= every)
+    run = Run()
+    assert_same_bits(run.everything(run.fit(path=path, every=every, epochs=3)), expected)
+
+
+def test_threads_do_not_change_a_bit():
+    results = []
+    for threads in (1, 2):
+        run = Run()
+        results.append(run.everything(run.fit(threads=threads)))
+    assert_same_bits(*results)
+
+
+def test_training_learns_and_history_holds_what_happened(capsys):
+    run = Run("float64")
+    history = run.fit(epochs=10, progress=True, description="the bar")
+    assert len(history) == 40
+    assert history["loss"][-4:].mean() < 0.8 * history["loss"][:4].mean()
+    assert list(history.columns) == ["step", "loss", "accuracy", "lr/invariant", "norm/invariant", "effective_lr/invariant",
+                                     "angle/invariant", "predicted_angle/invariant", "lr/rest", "norm/rest", "effective_lr/rest",
+                                     "angle/rest", "predicted_angle/rest"]
+    assert history["norm/rest"][-1] == pytest.approx(np.sqrt(sum(np.sum(p.data**2) for p in run.optimizers["rest"].parameters)))
+    np.testing.assert_allclose(history["effective_lr/rest"][1:], history["lr/rest"][1:] / history["norm/rest"][:-1] ** 2)
+    bar = capsys.readouterr().err
+    for what in ("the bar", "loss=", "acc=", "lr/invariant=", "40/40"):
+        assert what in bar
+
+
+def test_effective_lr_counts_a_rescale():
+    """Rescaling changes lr and norm in one step, and so not the effective lr."""
+    histories = []
+    for band in (None, 1.1):
+        run = Run("float64")
+        schedule = schedules.constant(0.1, momentum=0.9, weight_decay=5e-3)
+        run.optimizers["invariant"].schedule = remove_weight_decay(schedule, band=band)
+        histories.append(run.fit(epochs=8))
+    one, other = histories
+    assert one["lr/invariant"][-1] != other["lr/invariant"][-1]
+    np.testing.assert_allclose(one["effective_lr/invariant"], other["effective_lr/invariant"], rtol=1e-4)  # eps = 1e-5
+
+
+def test_divergence_names_step_group_lr_and_checkpoint(tmp_path):
+    path = tmp_path / "run.npz"
+    run = Run()
+    run.fit(path=path, max_steps=3)
+    saved = path.read_bytes()
+    run = Run()
+    good = run.optimizers["rest"].schedule
+    run.optimizers["rest"].schedule = chain(islice(good, 3), schedules.constant(1e38))
+    message = r"step [345]: .* group 'rest' with lr 1e\+38; the last good checkpoint is .*run.npz"
+    with np.errstate(all="ignore"), pytest.raises(DivergenceError, match=message):
+        run.fit(path=path, every=1000)
+    assert path.read_bytes() == saved
+
+
+def test_divergence_without_a_checkpoint():
+    run = Run()
+    run.x[:] = 1e38  # finite, but the first convolution is not
+    message = "step 0: the loss is nan after an update of nothing yet; there is no checkpoint"
+    with np.errstate(all="ignore"), pytest.raises(DivergenceError, match=message):
+        run.fit()
+
+
+def test_training_arguments():
+    for options, message in (({"epochs": 0}, "epochs and every must be at least 1, got 0 and 100"),
+                             ({"batch_size": 51}, "number of examples, 50; got 51"),
+                             ({"threads": 0}, "count must be at least 1, got 0")):
+        with pytest.raises(ValueError, match=message):
+            Run().fit(**options)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "run.npz"
+    Run().fit(path=path, max_steps=1)
+    other = Run()
+    other.optimizers = {"all": SGD(other.net.parameters(), schedules.constant(0.1))}
+    with pytest.raises(ValueError, match=r"has the groups \['invariant', 'rest'\], not \['all'\]"):
+        other.fit(path=path)
+    other = Run()
+    other.net = models.vgg((4,), in_channels=1, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="state does not fit Sequential: missing"):
+        other.fit(path=path)
+
+
+class Squares:
+    """Mean square of the difference between logits (N, K) and onehot(y)."""
+
+    def __call__(self, logits, labels):
+        self.difference = logits - np.eye(logits.shape[1], dtype=logits.dtype)[labels]
+        return np.mean(self.difference**2)
+
+    def backward(self):
+        return 2 * self.difference / self.difference.size
+
+
+def test_validation_is_by_the_loss_that_is_trained():
+    rng = np.random.default_rng(0)
+    net, x, y = nn.Linear(4, 3, rng=rng), rng.standard_normal((32, 4)).astype("float32"), rng.integers(3, size=32)
+    history = fit(net, {"all": SGD(net.parameters(), schedules.constant(0.1))}, x, y, epochs=1, batch_size=8, rng=rng,
+                           loss=Squares(), validation=(x, y), progress=False)
+    assert history["test_loss"][-1] == pytest.approx(Squares()(net(x), y))
