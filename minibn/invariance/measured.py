@@ -23,7 +23,8 @@ class Probe(NamedTuple):
 
 
 def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarray],
-          names: Iterable[str] | dict[str, float] | None = None, *, scales: Iterable[float] = (0.3, 1.7, 12.0)) -> Probe:
+          names: Iterable[str] | dict[str, float] | None = None, *,
+          scales: Iterable[float] = (2.0**-8, 0.3, 1.7, 12.0, 2.0**8)) -> Probe:
     """Measure the lemma of scale invariance on any function: f(cθ) = f(θ), <∇L, θ> = 0, ∇L(cθ) = ∇L(θ) / c.
 
     Args:
@@ -31,7 +32,8 @@ def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarra
             only the first of the three is measured, the others are 0.
         parameters: {name: NumPy array}, float64 for a sharp answer.
         names: which are scaled; None: all.
-        scales: the c that are tried; the worst counts. Exponents other than 1: give {name: exponent} as `names`.
+        scales: the c that are tried; the worst counts. By default they span what a conversion with a `band` of 2**8 uses:
+            a symmetry that holds only near the present weights is none. Exponents other than 1: give {name: exponent} as `names`.
 
     Returns:
         Probe

@@ -4,7 +4,7 @@ The answer is for training mode, where BatchNorm uses the batch's statistics, an
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 
@@ -41,11 +41,18 @@ def symmetries(model: nn.Module) -> "Symmetries":
     output = model.degree(Degree(walk)).settled(None)
     walk.require(output.form, {}, None, "the output must stay as it is")
     eps = {name: value for name, module in model.named_modules() if (value := getattr(module, "eps", 0))}
-    return Symmetries({name: p.data.ndim for name, p in model.named_parameters()}, walk, eps)
+    return Symmetries({name: p.data.ndim for name, p in model.named_parameters()}, walk.equations, walk.removed, eps)
 
 
 class Symmetries:
     """The rescaling symmetries of a network; `str()` is a table.
+
+    Args:
+        dimensions: {name: number of axes}, in the network's order. A parameter with less than two is taken for a bias, γ or β.
+        equations: iterable of `degree.Equation` between the parameters' exponents.
+        removed: {name of a parameter: the normalisations that take its scale out}.
+        eps: {normalisation: its eps}, where that is not 0.
+        sizes: {name: number of entries}. Where sets overlap, those of the larger parameters are taken first.
 
     Attributes:
         names: all parameters, in the network's order.
@@ -69,9 +76,11 @@ class Symmetries:
         'linear1.weight may be scaled alone: norm1 takes it out again'
     """
 
-    def __init__(self, dimensions: dict[str, int], walk: Walk, eps: dict[str, float]) -> None:
-        self.names, self.equations, self.eps = list(dimensions), walk.equations, eps
-        self._dimensions, self._removed = dimensions, walk.removed
+    def __init__(self, dimensions: Mapping[str, int], equations: Iterable[Equation],
+                 removed: Mapping[str, Iterable[str]] | None = None, eps: Mapping[str, float] | None = None,
+                 sizes: Mapping[str, int] | None = None) -> None:
+        self.names, self.equations, self.eps = list(dimensions), list(equations), dict(eps or {})
+        self._dimensions, self._removed, self._sizes = dimensions, removed or {}, sizes or {}
 
     def is_scale_invariant(self, names: Iterable[str]) -> bool:
         """Whether multiplying all parameters in `names` by the same c > 0 leaves the network as it is; exact.
@@ -85,7 +94,7 @@ class Symmetries:
     def groups(self) -> list[tuple[str, ...]]:
         groups: list[tuple[str, ...]] = []
         taken: set[str] = set()
-        for name in sorted(self.names, key=self._is_vector):  # convs and linear maps first
+        for name in sorted(self.names, key=lambda n: (self._is_vector(n), -self._sizes.get(n, 0))):  # convs and linear maps first
             if name not in taken and (group := self._finest(name, taken)):
                 groups.append(tuple(n for n in self.names if n in group))
                 taken |= group

@@ -141,14 +141,13 @@ class Loss:
         return loss.item(), found
 
     @torch.no_grad()
-    def running(self, seed: int = 0) -> dict[str, torch.Tensor]:
-        """{name: buffer} of the floating-point buffers after a forward pass that starts with 0 in them."""
-        self._buffers, kept = {n: torch.zeros_like(b) if b.is_floating_point() else b for n, b in self._buffers.items()}, self._buffers
-        try:
-            self.value(seed)
-        finally:
-            self._buffers = kept
-        return {name: b.clone() for name, b in self.model.named_buffers() if b.is_floating_point()}
+    def running(self, start: float = 1.0) -> dict[str, torch.Tensor]:
+        """{name: buffer} of the running averages after a forward pass that begins with `start` times the model's own."""
+        own = self._buffers
+        self._buffers = {n: b * start if "running" in n and b.is_floating_point() else b for n, b in own.items()}
+        self.value()
+        self._buffers = own
+        return {name: b.clone() for name, b in self.model.named_buffers() if "running" in name and b.is_floating_point()}
 
     @property
     def largest_eps(self) -> float:

@@ -31,12 +31,14 @@ class Measured(NamedTuple):
 
     Attributes:
         names: of the parameters that have an effect, or have none because it cancels (a bias before BatchNorm).
+        cancelled: those of `names` that have none because it cancels.
         unknown: of those whose gradient was zero, or too small to measure, at every point.
         equations: between the exponents of `names`.
         slices: {name: [(part, parts)]}: equal parts of its rows that are scale-invariant though the whole is not.
     """
 
     names: list[str]
+    cancelled: set[str]
     unknown: list[str]
     equations: list[Equation]
     slices: dict[str, list[tuple[int, int]]]
@@ -52,6 +54,9 @@ def measure(loss: Loss) -> Measured:
         products.append({n: inner(g, loss.parameters[n]) for n, g in gradients.items()})
         sizes.append({n: size(g, loss.parameters[n]) for n, g in gradients.items()})
         slices.append(_slices(gradients, loss))
+    if not any(sizes):
+        raise ValueError("the loss does not depend on the model's parameters: loss_fn(model) must use the model that it is "
+                         "given, which is a copy")
     largest = [max(s.values(), default=0.0) or 1.0 for s in sizes]
     effect = {n: max(s.get(n, 0.0) / top for s, top in zip(sizes, largest, strict=True)) for n in everything}
     weak = [n for n in everything if 0 < effect[n] < WEAK]
@@ -62,7 +67,7 @@ def measure(loss: Loss) -> Measured:
         abs(t.get(n, 0.0)) <= s.get(n, 0.0) * NOISE + 1e-13 * top for t, s, top in zip(products, sizes, largest, strict=True))}
     rest = [n for n in names if n not in alone]
     rows, scale = _rows(loss, rest, products, sizes)
-    return Measured(names, unknown, _equations(rows, scale, rest), _common(slices, rest))
+    return Measured(names, cancelled, unknown, _equations(rows, scale, rest), _common(slices, rest))
 
 
 def _rounding_errors(loss, weak, seed):
@@ -77,17 +82,16 @@ def _rows(loss, names, products, sizes):
     """(matrix of t, one row per point and one column per name; the columns' sizes): until more rows tell nothing new."""
     scale = np.array([max(s[n] for s in sizes if n in s) for n in names])
     rng, rows, basis, stale = np.random.default_rng(0), [], np.empty((0, len(names))), 0
-    seed = POINTS
+    seed, factors = POINTS, np.zeros(len(names))
     while names and stale < POINTS:
         if products:
             product = products.pop(0)
         else:
             seed += 1
-            loss.scale(dict(zip(names, np.exp2(rng.uniform(-1, 1, len(names))), strict=True)))
+            before, factors = factors, rng.uniform(-1, 1, len(names))
+            loss.scale(dict(zip(names, np.exp2(factors - before), strict=True)))
             _, gradients = loss.gradients(names, seed)
             product = {n: inner(g, loss.parameters[n]) for n, g in gradients.items()}
-            if seed % 8 == 0:  # the factors must not pile up
-                loss.scatter(seed)
         row = np.array([product.get(n, 0.0) for n in names]) / scale
         row /= np.linalg.norm(row) or 1.0
         rows.append(row)
