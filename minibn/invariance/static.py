@@ -52,7 +52,7 @@ class Symmetries:
         equations: iterable of `degree.Equation` between the parameters' exponents.
         removed: {name of a parameter: the normalisations that take its scale out}.
         eps: {normalisation: its eps}, where that is not 0.
-        sizes: {name: number of entries}. Where sets overlap, those of the larger parameters are taken first.
+        sizes: {name: number of entries}. Where sets overlap, the choice with clearly more entries is taken.
 
     Attributes:
         names: all parameters, in the network's order.
@@ -92,9 +92,18 @@ class Symmetries:
 
     @cached_property
     def groups(self) -> list[tuple[str, ...]]:
+        first = self._disjoint(sorted(self.names, key=self._is_vector))  # convs and linear maps first
+        if not self._sizes:
+            return first
+        large = self._disjoint(sorted(self.names, key=lambda n: (self._is_vector(n), -self._sizes[n])))
+        entries = [sum(self._sizes[n] for group in groups for n in group) for groups in (first, large)]
+        return large if entries[1] > 1.1 * entries[0] else first
+
+    def _disjoint(self, order):
+        """Finest sets, none of which overlap, found for one parameter after the other."""
         groups: list[tuple[str, ...]] = []
         taken: set[str] = set()
-        for name in sorted(self.names, key=lambda n: (self._is_vector(n), -self._sizes.get(n, 0))):  # convs and linear maps first
+        for name in order:
             if name not in taken and (group := self._finest(name, taken)):
                 groups.append(tuple(n for n in self.names if n in group))
                 taken |= group

@@ -1,11 +1,13 @@
 """`handle.check`: train the original, the conversion and a control side by side, on copies."""
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from minibn.pytorch.conversion import Conversion, Part, Set
+from minibn.pytorch.conversion import Conversion
+from minibn.pytorch.parts import Part, Set
 
 
 class Check(NamedTuple):
@@ -27,11 +29,12 @@ class Check(NamedTuple):
     steps: int
 
     def __str__(self):
-        return (f"largest difference of the loss over {self.steps} steps: converted and original {self.gap:.1e}, control (weights disturbed "
+        return (f"largest difference of the loss over {self.steps} steps: converted and original {self.gap:.1e}, "
+                f"control (weights disturbed "
                 f"by one rounding) and original {self.control:.1e}, converted and control {self.between:.1e}")
 
 
-def check(handle: Conversion, loss_fn, steps: int = 50) -> Check:
+def check(handle: Conversion, loss_fn: Callable[[torch.nn.Module], torch.Tensor], steps: int = 50) -> Check:
     """
     Args:
         handle: of a conversion that was made from a report.

@@ -18,6 +18,7 @@ LARGEST_EPS = 1e-2  # a number up to this one that is added to a tensor is taken
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
          torch.complex64: torch.complex128}
 EPS_AT = {"layer_norm": 4, "rms_norm": 3, "group_norm": 4, "batch_norm": 7, "instance_norm": 7, "normalize": 3}
+DEFAULT_EPS = dict.fromkeys(EPS_AT, 1e-5) | {"normalize": 1e-12}
 ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 CASTS = {"float", "half", "bfloat16"}
 
@@ -29,9 +30,9 @@ class Exact(TorchFunctionMode):
         seen: {every eps that was met: None}, in order: what a normalisation was given, or a small number added to a tensor.
     """
 
-    def __init__(self, tiny: bool) -> None:
+    def __init__(self, tiny: bool, floor: float = TINY_EPS) -> None:
         super().__init__()
-        self.tiny, self.seen = tiny, dict[float, None]()
+        self.tiny, self.floor, self.seen = tiny, floor, dict[float, None]()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), getattr(function, "__name__", "")
@@ -41,18 +42,19 @@ class Exact(TorchFunctionMode):
         if kwargs.get("dtype") in WIDER:
             kwargs["dtype"] = WIDER[kwargs["dtype"]]
         if name in EPS_AT:
-            args, kwargs = self._normalisation(EPS_AT[name], args, kwargs)
+            args, kwargs = self._normalisation(name, args, kwargs)
         elif name in ADDITIONS:
             args = tuple(map(self._eps, args))
         return function(*args, **kwargs)
 
-    def _normalisation(self, at, args, kwargs):
-        if len(args) > at:
+    def _normalisation(self, name, args, kwargs):
+        at = EPS_AT[name]
+        if len(args) > at and args[at] is not None:
             args = (*args[:at], self._eps(args[at]), *args[at + 1 :])
         elif kwargs.get("eps") is not None:
             kwargs["eps"] = self._eps(kwargs["eps"])
-        elif self.tiny:
-            kwargs["eps"] = TINY_EPS
+        else:  # torch's default, or that of RMSNorm, which is the dtype's
+            kwargs["eps"] = self._eps(self.floor if name == "rms_norm" else DEFAULT_EPS[name])
         return args, kwargs
 
     def _eps(self, x):
@@ -117,7 +119,7 @@ class Loss:
 
     def value(self, seed: int = 0) -> torch.Tensor:
         """The loss; random numbers that it draws (dropout) depend on `seed` alone."""
-        exact = Exact(self.tiny)
+        exact = Exact(self.tiny, self._floor)
         with self._drawing(seed), exact:
             for name, b in self.model.named_buffers():
                 b.detach().copy_(self._buffers[name])
@@ -133,7 +135,7 @@ class Loss:
         with torch.enable_grad():
             loss = self.value(seed)
         if loss.requires_grad and wanted:
-            with self._drawing(seed), Exact(self.tiny):  # activation checkpointing computes again here
+            with self._drawing(seed), Exact(self.tiny, self._floor):  # activation checkpointing computes again here
                 torch.autograd.backward(loss, inputs=[p for _, p in wanted])
         found = {name: p.grad for name, p in wanted if p.grad is not None}
         for _, p in wanted:
@@ -151,16 +153,16 @@ class Loss:
 
     @property
     def largest_eps(self) -> float:
-        return max(self.eps, default=self._floor if _has_default_eps(self.model) else 0.0)
+        return max(self.eps, default=0.0)
 
     @contextmanager
     def _drawing(self, seed: int) -> Iterator[None]:
         """Random numbers from `seed`, float64 by default; everything as it was afterwards."""
-        default, python, numpy = torch.get_default_dtype(), random.getstate(), np.random.get_state()
+        default, python, numpy = torch.get_default_dtype(), random.getstate(), np.random.get_state()  # noqa: NPY002
         with torch.random.fork_rng(devices=self.devices):
             torch.manual_seed(seed)
             random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002 the script's own functions may draw from it
+            np.random.seed(seed)  # noqa: NPY002 the model may draw from it
             torch.set_default_dtype(torch.float64)
             try:
                 yield
@@ -180,10 +182,6 @@ def size(gradient: torch.Tensor, p: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(gradient.detach())) * float(torch.linalg.vector_norm(p.detach()))
 
 
-def _has_default_eps(model):
-    return any(getattr(module, "eps", 0) is None for module in model.modules())
-
-
 def _copied(model):
     """A deep copy. Tensors that are not parameters but computed from them (old `weight_norm`) are copied by value."""
     computed = {id(t): t.detach().clone() for module in model.modules() for t in vars(module).values()
@@ -191,7 +189,8 @@ def _copied(model):
     try:
         return copy.deepcopy(model, computed)
     except Exception as error:
-        raise ValueError(f"this {type(model).__name__} cannot be copied ({error}), and report measures on a copy. Call report before "
+        raise ValueError(f"this {type(model).__name__} cannot be copied ({error}), and report measures on a copy. Call "
+                         f"report before "
                          "the model is wrapped (FSDP, DDP), and use `found.of(model)` after it") from error
 
 

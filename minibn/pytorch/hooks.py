@@ -3,17 +3,17 @@
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 
 from minibn.equivalence import streams
 from minibn.optim import Step
 from minibn.pytorch.averages import Averages
-from minibn.pytorch.conversion import Conversion, Set
+from minibn.pytorch.conversion import Conversion
+from minibn.pytorch.parts import Set
 from minibn.pytorch.recognise import rule_of, settings
 from minibn.pytorch.reporting import Report
-from minibn.pytorch.rules import L2, Delta
+from minibn.pytorch.rules import Delta
 from minibn.pytorch.sets import decays, is_mixed, listed, sets_of
 
 Optimizer = torch.optim.Optimizer
@@ -27,7 +27,7 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
     One line, after the optimizer was made, or in the middle of training. The held weights are 1/P times as large as the
     script's would be. The function is the same: exactly for normalisations with next to no eps, 1e-30 (see `report`).
 
-    `p.grad` stays the script's own gradient, bit for bit up to rounding: clipping, accumulation, `torch.amp.GradScaler`, closures,
+    `p.grad` stays the script's own gradient, up to rounding: clipping, accumulation, `torch.amp.GradScaler`, closures,
     DDP, any scheduler and logs of gradients need nothing more. BatchNorm's running averages are carried along, so evaluation
     during training is right too. Averages of weights (EMA, SWA), exports and logs of norms see the script's weights inside
     `with handle.original():`.
@@ -59,8 +59,9 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
 
     Raises:
         TypeError: the optimizer's weight decay cannot be removed; the message says why.
-        ValueError: the optimizer is converted already, no or unknown parameters, members of a set that are decayed differently, or
-            a param group without a conversion. Also at a step, where its numbers have no conversion; nothing is changed then.
+        ValueError: the optimizer is converted already, no or unknown parameters, members of a set that are decayed
+            differently, or a param group without a conversion. Also at a step, where its numbers have no conversion;
+            nothing is changed then.
         RuntimeError: at a step: some members of a set have no gradient, or weights or gradients were replaced by hand.
     """
     if mixed not in MIXED:
@@ -110,7 +111,8 @@ def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) or not isinstance(optimizer, Sequence) else list(optimizer)
     rules = {o: rule_of(o, form, weight_decay, decay) for o in optimizers}
     if any(vars(o).get("_minibn") for o in optimizers):
-        raise ValueError("this optimizer is converted already; call .remove() of its handle first, or give all parameters at once")
+        raise ValueError("this optimizer is converted already; call .remove() of its handle first, or give all "
+                         "parameters at once")
     measured = isinstance(found, Report)
     sets = sets_of(optimizers, found, measured and averages)
     used = {part.optimizer for s in sets for part in s.parts}
@@ -122,19 +124,23 @@ def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band)
     if mixed == "error" and len(kept) < len(sets):
         raise ValueError(_mixed([s for s in sets if s not in kept], rules))
     if not kept:
-        raise ValueError("there is nothing to convert: the members of every set are decayed differently, and mixed=\"skip\" leaves such "
+        raise ValueError("there is nothing to convert: the members of every set are decayed differently, and "
+                         "mixed=\"skip\" leaves such "
                          "sets out. mixed=\"move\" converts them")
     carrying = _averages(found, sets, kept) if measured and averages else None
     if not measured and averages:
-        warnings.warn("parameters were given without a report: if the model has BatchNorm, its running averages are not carried along, and "
-                      "evaluation needs torch.optim.swa_utils.update_bn first. Give report(model, loss_fn), or averages=False if that is "
+        warnings.warn("parameters were given without a report: if the model has BatchNorm, its running averages are not "
+                      "carried along, and "
+                      "evaluation needs torch.optim.swa_utils.update_bn first. Give report(model, loss_fn), or "
+                      "averages=False if that is "
                       "meant", stacklevel=3)
     return Conversion(rules, kept, form, band, mixed == "move", carrying, found if measured else None)
 
 
 def _averages(found: Report, sets: list[Set], kept: list[Set]) -> Averages:
     if found.carried.unfit:
-        raise ValueError(f"the running averages {found.carried.unfit[:4]} follow no power of the converted weights' scale, so they cannot "
+        raise ValueError(f"the running averages {found.carried.unfit[:4]} follow no power of the converted weights' "
+                         f"scale, so they cannot "
                          "be carried along: with averages=False call torch.optim.swa_utils.update_bn before each evaluation")
     number = {s.name: i for i, s in enumerate(kept)}
     names = found.carried.sets
@@ -149,5 +155,6 @@ def _mixed(sets, rules):
         parts = "; ".join(f"{len(part.members)} of {len(s.members)} with {settings(part.group)}" for part in s.parts)
         lines.append(f"{s.name}: {parts}, lr x weight decay {', '.join(f'{d:.3g}' for d in decays(s, rules))}")
     return (f"{len(sets)} sets of weights are scale-invariant only together, but their members are decayed differently:\n  "
-            + "\n  ".join(lines) + "\nGive them the same lr and weight_decay, or leave such sets out with mixed=\"skip\", or convert them "
+            + "\n  ".join(lines) + "\nGive them the same lr and weight_decay, or leave such sets out with "
+                                   "mixed=\"skip\", or convert them "
             "with mixed=\"move\": the decay that all have in common is removed, and the less decayed members grow instead")

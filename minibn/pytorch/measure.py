@@ -73,7 +73,7 @@ def measure(loss: Loss) -> Measured:
 def _rounding_errors(loss, weak, seed):
     """Those whose tiny gradient is what rounding left over of a sum that cancels: it is another one a little way off."""
     _, before = loss.gradients(weak, seed)
-    loss.scale({name: 1 + 1e-9 for name in loss.parameters})
+    loss.scale(dict.fromkeys(loss.parameters, 1 + 1e-09))
     _, after = loss.gradients(weak, seed)
     return {n for n in weak if float((after[n] - before[n]).abs().max()) > 0.01 * float(before[n].abs().max())}
 
@@ -109,7 +109,8 @@ def _row_space(rows):
     _, values, basis = np.linalg.svd(rows, full_matrices=False)
     values = values / values.max(initial=1e-300)
     if np.any((values > NOISE) & (values < SIGNAL)):
-        raise ValueError("the loss is not exact enough to tell which parameters are scale-invariant: the measured gradients are "
+        raise ValueError("the loss is not exact enough to tell which parameters are scale-invariant: the measured "
+                         "gradients are "
                          "neither dependent nor independent")
     return basis[values > NOISE]
 
@@ -130,7 +131,8 @@ def _equations(rows, scale, names):
         row = row / row[k]
         exact = [Fraction(float(c)).limit_denominator(12) for c in row]
         if np.max(np.abs(row - np.array(exact, float))) > 1e-4:
-            raise ValueError(f"the measured exponents of rescalings with {names[k]}, {row[np.abs(row) > 1e-4]}, are not small "
+            raise ValueError(f"the measured exponents of rescalings with {names[k]}, {row[np.abs(row) > 1e-4]}, are not "
+                             f"small "
                              "fractions: the loss is not exact enough, or random")
         equations.append(Equation({n: c for n, c in zip(names, exact, strict=True) if c}, "the loss", "measured"))
     return equations
@@ -138,7 +140,7 @@ def _equations(rows, scale, names):
 
 def _slices(gradients, loss):
     """{name: {(part, parts)}}: the halves and thirds of each matrix's rows that look scale-invariant at this point."""
-    found = {}
+    found: dict[str, set[tuple[int, int]]] = {}
     for name, g in gradients.items():
         p = loss.parameters[name]
         for parts in (2, 3):

@@ -41,7 +41,8 @@ def rule_of(optimizer: Optimizer, form: str, weight_decay: float = 0.0, decay: s
         raise TypeError(f"expected a torch optimizer, got {type(optimizer).__name__}")
     inner = [name for name, value in vars(optimizer).items() if isinstance(value, Optimizer)]
     if inner:
-        raise TypeError(f"{type(optimizer).__name__} wraps another optimizer, its attribute {inner[0]!r}: what it does between that one's "
+        raise TypeError(f"{type(optimizer).__name__} wraps another optimizer, its attribute {inner[0]!r}: what it does "
+                        f"between that one's "
                         "steps is not known. If it only calls these steps, convert the inner one")
     if decay is not None:
         return _given(optimizer, form, weight_decay, decay)
@@ -52,7 +53,8 @@ def rule_of(optimizer: Optimizer, form: str, weight_decay: float = 0.0, decay: s
         return Decoupled(optimizer, form, weight_decay)
     if name in COUPLED:
         flag = ", here decoupled_weight_decay=True" if name in BY_FLAG else ""
-        raise TypeError(f"{name} adds weight decay to the gradient (L2), and so to its averages: it cannot be removed. {REMEDY}{flag}")
+        raise TypeError(f"{name} adds weight decay to the gradient (L2), and so to its averages: it cannot be removed. "
+                        f"{REMEDY}{flag}")
     if name:
         return KNOWN[name](optimizer, form, weight_decay)
     return measured_rule(optimizer, form, weight_decay)
@@ -88,5 +90,5 @@ def _code(step):
 
 def settings(group: Group) -> dict[str, float]:
     """The numbers of a param group that say how it decays."""
-    return {name: float(group[name]) for name in ("lr", "momentum", "weight_decay") if isinstance(group.get(name), int | float)
-            or isinstance(group.get(name), torch.Tensor)}
+    return {name: float(group[name]) for name in ("lr", "momentum", "weight_decay")
+            if isinstance(group.get(name), int | float | torch.Tensor)}

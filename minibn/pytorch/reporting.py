@@ -35,7 +35,8 @@ def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Te
             in float32 within) to tell.
     """
     if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function of the model that gives the loss of a batch, got {type(loss_fn).__name__}")
+        raise TypeError(f"loss_fn must be a function of the model that gives the loss of a batch, got "
+                        f"{type(loss_fn).__name__}")
     model = unwrapped(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("the model has no parameters that require gradients")
@@ -45,7 +46,8 @@ def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Te
     except ValueError as error:
         if "exact enough" not in str(error):
             raise
-        raise ValueError(f"{error}. loss_fn must give the same for the same weights. Look {_suspects(model) or 'for randomness'}"
+        raise ValueError(f"{error}. loss_fn must give the same for the same weights. Look "
+                         f"{_suspects(model) or 'for randomness'}"
                          ) from error
     return Report(model, loss, measured, optimizer)
 
@@ -143,13 +145,15 @@ class Report:
             if name not in grouped:
                 rows = own[name].shape[0]
                 ranges = [f"{i * rows // n} to {(i + 1) * rows // n - 1}" for i, n in parts]
-                yield (f"{name}: its rows {' and '.join(ranges)} of {rows} are scale-invariant, the others are not. A parameter of "
+                yield (f"{name}: its rows {' and '.join(ranges)} of {rows} are scale-invariant, the others are not. A "
+                       f"parameter of "
                        "their own (q, k and v apart) could be converted")
 
     def _left_out(self):
         if self.carried.left_out:
             names = [n for group in self.carried.left_out for n in group]
-            yield (f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} stay as they are, so that BatchNorm's running averages "
+            yield (f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} stay as they are, so that BatchNorm's "
+                   f"running averages "
                    "after a layer with a bias can be carried along")
         if self.carried.unfit:
             yield f"running averages that cannot be carried along: {', '.join(self.carried.unfit[:4])}"
@@ -185,5 +189,6 @@ def _tied(model, groups):
         homes.setdefault(p, []).append(name)
     for names in homes.values():
         if len(names) > 1 and not grouped & set(names):
-            yield (f"{' and '.join(names)} are one tensor (tied): what is invariant as an input embedding is not as an output "
+            yield (f"{' and '.join(names)} are one tensor (tied): what is invariant as an input embedding is not as an "
+                   f"output "
                    f"layer. Untied, the embedding may be converted")

@@ -64,7 +64,8 @@ class L2:
 
     def check(self, group: Group) -> None:
         if group["differentiable"]:
-            raise ValueError("a param group with differentiable=True cannot be converted: the hooks do not record the step for "
+            raise ValueError("a param group with differentiable=True cannot be converted: the hooks do not record the "
+                             "step for "
                              "autograd")
 
     def delta(self, group: Group, step: int) -> float:
@@ -76,7 +77,8 @@ class L2:
         if step.momentum and not any(buffers):
             frame = Frame(frame.scale)  # torch starts with a velocity of 0, whatever went before
         elif any(buffers) and not step.momentum or not all(buffers) and step.momentum and frame[1:] != (0.0, 1.0):
-            raise ValueError("momentum went to 0, or came to some parameters later than to others: what torch's SGD does then to "
+            raise ValueError("momentum went to 0, or came to some parameters later than to others: what torch's SGD "
+                             "does then to "
                              "the momentum buffers has no counterpart. Keep momentum above 0, or clear optimizer.state")
         if self.form == "removed":
             step, frame = streams.remove_step(step, frame, None, t)
@@ -88,8 +90,9 @@ class L2:
     def start(self, moves: list[Move]) -> None:
         scaler = getattr(self.optimizer, "grad_scale", None)  # of GradScaler, if fused
         for group, members, plan, before, _, growth in moves:
-            step, grads = plan.step, [p.grad for p in members]
-            assert step is not None and not step.kick and not step.shrink and step.rescale == 1
+            step, grads = plan.step, [p.grad for p in members if p.grad is not None]
+            assert step is not None
+            assert (step.kick, step.shrink, step.rescale) == (0, 0, 1)  # which `_update` does not know
             factor = before * (1 - self._dampening(group, members)) / (1.0 if scaler is None else float(scaler))
             forces = torch._foreach_mul(grads, -factor if group["maximize"] else factor)
             _update(step, members, forces, self._velocities(members) if step.momentum else [])
@@ -153,6 +156,8 @@ class Decoupled:
     decay. What the optimizer writes into that group is copied back.
     """
 
+    steps_without_gradient = False  # whether it moves, and decays, weights without gradient, which torch's own leave alone
+
     def __init__(self, optimizer: torch.optim.Optimizer, form: str, weight_decay: float, delta: Delta = PRODUCT) -> None:
         self.optimizer, self.form, self.weight_decay, self.delta = optimizer, form, weight_decay, delta
         self.saved: list[Group] | None = None
@@ -160,7 +165,8 @@ class Decoupled:
 
     def check(self, group: Group) -> None:
         if group.get("differentiable"):
-            raise ValueError("a param group with differentiable=True cannot be converted: the hooks do not record the step for "
+            raise ValueError("a param group with differentiable=True cannot be converted: the hooks do not record the "
+                             "step for "
                              "autograd")
 
     def plan(self, group: Group, members: list[torch.Tensor], frame: Frame, t: int) -> Plan:
@@ -169,7 +175,8 @@ class Decoupled:
             after = scale * (1 - _below_one(self.delta(group, t), group, t))
             return Plan(Frame(after), after)
         if float(group["weight_decay"]):
-            raise ValueError(f"step {t} already has weight_decay={float(group['weight_decay'])}: apply remove_weight_decay first")
+            raise ValueError(f"step {t} already has weight_decay={float(group['weight_decay'])}: apply "
+                             f"remove_weight_decay first")
         product = float(group["lr"]) * scale * self.weight_decay
         return Plan(Frame(scale / (1 + product)), 1 / scale)
 
@@ -245,7 +252,8 @@ class Relative(Decoupled):
 
     def plan(self, group: Group, members: list[torch.Tensor], frame: Frame, t: int) -> Plan:
         if self.form == "added":
-            raise ValueError("an optimizer whose update is proportional to the weights has the same learning rate with and without "
+            raise ValueError("an optimizer whose update is proportional to the weights has the same learning rate with "
+                             "and without "
                              "weight decay: there is none to add")
         return super().plan(group, members, frame, t)._replace(leaves=frame.scale)
 
@@ -273,14 +281,15 @@ class Relative(Decoupled):
 
 def _below_one(delta, group, t):
     if not delta < 1:
-        raise ValueError(f"step {t} cannot be converted: weight decay would carry the weights through zero, multiplying them by "
+        raise ValueError(f"step {t} cannot be converted: weight decay would carry the weights through zero, multiplying "
+                         f"them by "
                          f"1 - {delta:.4g} (lr={float(group['lr'])}, weight_decay={float(group['weight_decay'])}). Lower the "
                          "learning rate or the weight decay")
     return delta
 
 
 def _update(step, weights, forces, velocities):
-    """The update of `optim.sgd`, for lists of tensors, in place. Without momentum there are no velocities: they are the forces."""
+    """The update of `optim.sgd`, for lists of tensors, in place. Without momentum the velocities are the forces."""
     if step.weight_decay:
         torch._foreach_add_(forces, weights, alpha=step.weight_decay)
     if velocities:

@@ -1,7 +1,7 @@
 """How far the measured symmetries reach: over the whole range of scales that a conversion uses, and with the model's own eps.
 
-`measure` looks at derivatives, so at the neighbourhood of a point. A convolution before `ReLU6` and BatchNorm looks scale-invariant
-there while no activation reaches 6; larger weights are not.
+`measure` looks at derivatives, so at the neighbourhood of a point. A convolution before `ReLU6` and BatchNorm looks
+scale-invariant there while no activation reaches 6; larger weights are not.
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from minibn.pytorch.conversion import Conversion, Part, Set
+from minibn.pytorch.conversion import Conversion
+from minibn.pytorch.parts import Part, Set
 from minibn.pytorch.rules import ALONE, PRODUCT, Decoupled, Delta, Relative
 
 STEPS, SHRINK, SAME = 12, 0.3, 1e-5
@@ -50,14 +51,18 @@ def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: flo
                 return rule
             gaps.append(gap)
     except Exception as error:
-        raise TypeError(f"whether the weight decay of {name} can be removed was tried on a copy with a small model, and that failed "
-                        f"({type(error).__name__}: {error}). Give decay=\"lr*wd\" or \"wd\" if you know by how much it multiplies the "
+        raise TypeError(f"whether the weight decay of {name} can be removed was tried on a copy with a small model, and "
+                        f"that failed "
+                        f"({type(error).__name__}: {error}). Give decay=\"lr*wd\" or \"wd\" if you know by how much it "
+                        f"multiplies the "
                         "weights in each step") from error
     finally:
         torch.random.set_rng_state(random)
     own = ", a subclass of torch.optim.SGD with a step of its own," if isinstance(optimizer, torch.optim.SGD) else ""
-    raise TypeError(f"the weight decay of {name}{own} cannot be removed: on a copy with a small model the converted weights differ by "
-                    f"{min(gaps):.0e}. It is not decoupled (added to the gradient, inside a trust ratio, masked), or the update looks at "
+    raise TypeError(f"the weight decay of {name}{own} cannot be removed: on a copy with a small model the converted "
+                    f"weights differ by "
+                    f"{min(gaps):.0e}. It is not decoupled (added to the gradient, inside a trust ratio, masked), or "
+                    f"the update looks at "
                     "the weights. Give decay= if you know better")
 
 
@@ -90,8 +95,8 @@ def _train(optimizer, candidate, convert):
         def closure(noise=noise, skip=skip):
             for w in weights:
                 w.grad = None
-            units = [w / w.norm() for w in weights]
-            loss = sum(((u - a) ** 2 * (1 + a**2)).sum() for u, a in zip(units, noise, strict=True) if not (skip and u is units[1]))
+            losses = [((w / w.norm() - a) ** 2 * (1 + a**2)).sum() for w, a in zip(weights, noise, strict=True)]
+            loss = losses[0] + losses[2] if skip else sum(losses)
             loss.backward()
             return loss
 
@@ -122,7 +127,8 @@ def _clone(optimizer, weights):
         vars(clone)[key] = OrderedDict() if "hook" in key and isinstance(value, OrderedDict) else _copied(value)
     decayed = [group for group in optimizer.param_groups if float(group["weight_decay"])] or optimizer.param_groups
     clone.state = defaultdict(dict)
-    clone.param_groups = [{k: _copied(v) for k, v in decayed[0].items() if k not in ("params", "param_names", "minibn")} | {"params": weights}]
+    settings = {k: _copied(v) for k, v in decayed[0].items() if k not in ("params", "param_names", "minibn")}
+    clone.param_groups = [settings | {"params": weights}]
     return clone
 
 

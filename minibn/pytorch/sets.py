@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from minibn.pytorch.conversion import Part, Rule, Set
+from minibn.pytorch.conversion import Rule
+from minibn.pytorch.parts import Part, Set
 from minibn.pytorch.reporting import Report
 from minibn.pytorch.rules import L2
 
@@ -20,8 +21,10 @@ def sets_of(optimizers: Sequence[Optimizer], found: Any, with_averages: bool = F
         TypeError: `found` is none of these.
         ValueError: a parameter is not in the optimizers, or there are none.
     """
+    named: list[tuple[Any, list[torch.Tensor]]]
+    free: set[torch.Tensor]
     if isinstance(found, Report):
-        own = dict(found.model.named_parameters())
+        own: dict[str, torch.Tensor] = dict(found.model.named_parameters())
         named = [(names, [own[name] for name in names]) for names in found.sets(with_averages)]
         frozen = [name for names, _ in named for name in names if not own[name].requires_grad]
         if frozen:
@@ -34,11 +37,13 @@ def sets_of(optimizers: Sequence[Optimizer], found: Any, with_averages: bool = F
             for place, p in enumerate(group["params"])}
     unknown = [tuple(p.shape) for _, members in named for p in members if p not in home]
     if unknown:
-        raise ValueError(f"{len(unknown)} of the parameters are not in the optimizer, of shapes {unknown[:4]}; give parameters of the "
+        raise ValueError(f"{len(unknown)} of the parameters are not in the optimizer, of shapes {unknown[:4]}; give "
+                         f"parameters of the "
                          "model that this optimizer trains (all optimizers in a list, if there are several)")
     sets = [Set(name, _parts(members, home), free & set(members)) for name, members in named if members]
     if not sets:
-        raise ValueError("there is nothing to convert: no parameters were given that require gradients. A report has none where the model "
+        raise ValueError("there is nothing to convert: no parameters were given that require gradients. A report has "
+                         "none where the model "
                          "has no normalisation, or where it could not see: print it")
     return sets
 

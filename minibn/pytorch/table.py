@@ -1,6 +1,7 @@
 """A report as a table: each set, its share of all parameters, and what `remove_weight_decay` will do with it."""
 
 import os
+from collections.abc import Iterable
 
 import torch
 
@@ -10,7 +11,8 @@ from minibn.pytorch.reporting import Report
 from minibn.pytorch.scales import EXACT
 from minibn.pytorch.sets import decays, is_mixed, sets_of
 
-NOT_SEEN = ("report cannot see a normalisation that computes in float32 in compiled code, or whose eps is a tensor, and nothing is invariant "
+NOT_SEEN = ("report cannot see a normalisation that computes in float32 in compiled code, or whose eps is a tensor, and "
+            "nothing is invariant "
             "where input and output embeddings are tied")
 
 
@@ -21,20 +23,21 @@ def table(found: Report) -> str:
     rows = [("set", "parameters", "of all", "gap", *(("lr*wd", "converted") if verdict else ()))]
     for i, (group, gap) in enumerate(zip(found.groups, found.gaps, strict=True), 1):
         rows.append((str(i), brief(group), _percent(group, sizes, total), f"{gap:.0e}", *verdict.get(group, ())))
+    blank = ("", "") if verdict else ("",)
     for group, reason in found.refused.items():
-        rows.append(("-", brief(group), _percent(group, sizes, total), "", *(("",) if verdict else ()), f"no: {reason}"))
+        rows.append(("-", brief(group), _percent(group, sizes, total), *blank, f"no: {reason}"))
     covered = {name for group in [*found.groups, *found.refused] for name in group}
     rest = [name for name in sizes if name not in covered and name not in found.unknown]
     for name in found.unknown:
-        rows.append(("?", name, _percent([name], sizes, total), "", *(("",) if verdict else ()), "no: no effect on this batch, unknown"))
+        rows.append(("?", name, _percent([name], sizes, total), *blank, "no: no effect on this batch, unknown"))
     if rest:
-        rows.append(("-", brief(rest), _percent(rest, sizes, total), "", *(("",) if verdict else ()), "no: not scale-invariant"))
+        rows.append(("-", brief(rest), _percent(rest, sizes, total), *blank, "no: not scale-invariant"))
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
     return "\n".join([*lines, "", *_summary(found, sizes, total), *found.hints])
 
 
-def brief(names) -> str:
+def brief(names: Iterable[str]) -> str:
     """"blocks.0.attn.{q, k}.weight", at most some 60 characters of it."""
     names = list(names)
     if len(names) == 1:
@@ -42,7 +45,9 @@ def brief(names) -> str:
     head = os.path.commonprefix(names)
     head = head[: head.rfind(".") + 1]
     text = head + "{" + ", ".join(name[len(head):] for name in names) + "}"
-    return text if len(text) <= 60 else f"{names[0]}, {names[1]} and {len(names) - 2} more" if len(names) > 2 else ", ".join(names)
+    if len(text) <= 60 or len(names) == 2:
+        return text
+    return f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
 def _verdicts(found):
@@ -79,11 +84,14 @@ def _summary(found, sizes, total):
         if max(found.gaps) <= EXACT:
             yield "weight decay can be removed from them exactly"
         else:
-            yield (f"weight decay can be removed from them approximately: the gaps come from the normalisations' eps, here up to "
-                   f"{found.eps:g}; with eps = {TINY_EPS:g} it is exact. With all sets doubled, the loss changes by {found.change[0]:.0e} "
+            yield (f"weight decay can be removed from them approximately: the gaps come from the normalisations' eps, "
+                   f"here up to "
+                   f"{found.eps:g}; with eps = {TINY_EPS:g} it is exact. With all sets doubled, the loss changes by "
+                   f"{found.change[0]:.0e} "
                    f"and its gradient by {found.change[1]:.0e} of itself")
     if found.unknown:
-        yield (f"{len(found.unknown)} parameters have no effect on this batch, so nothing is known of them, and sets that they may belong to "
+        yield (f"{len(found.unknown)} parameters have no effect on this batch, so nothing is known of them, and sets "
+               f"that they may belong to "
                "are not converted: give a batch that uses them, or requires_grad_(False) if they never take part")
     carried = [name for name, parts in found.carried.degrees.items() if parts]
     if carried:

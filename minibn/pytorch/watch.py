@@ -46,14 +46,16 @@ class Gradients:
                     p.grad.div_(ratio)
                 self._now.add(p)
             elif bool(p.grad.any()):
-                raise RuntimeError(f"the gradient of a converted parameter of shape {tuple(p.shape)} did not come from a backward pass "
-                                   "through it, as it did before, so its scale is unknown. Set p.grad from torch.autograd.grad of the "
+                raise RuntimeError(f"the gradient of a converted parameter of shape {tuple(p.shape)} did not come from "
+                                   f"a backward pass "
+                                   "through it, as it did before, so its scale is unknown. Set p.grad from "
+                                   "torch.autograd.grad of the "
                                    "parameter itself")
 
     def _is_stale(self, p):
         """Whether this is the gradient of the last step, untouched."""
-        reference, version = self._stale.get(p, (None, None))
-        return reference is not None and reference() is p.grad and version == p.grad._version
+        gradient, (reference, version) = p.grad, self._stale.get(p, (None, 0))
+        return reference is not None and gradient is not None and reference() is gradient and version == gradient._version
 
 
 class Weights:
@@ -82,8 +84,10 @@ class Weights:
                 version, ends = self._seen[p]
                 if (p._version != version or p.device.type == "cpu") and not same(_ends(p), ends):
                     raise RuntimeError(
-                        f"a converted weight of shape {tuple(p.shape)} was changed between steps (load_state_dict of the model alone, a "
-                        "new initialisation). Held weights are 1/P times the script's, so set them inside `with handle.original():`, or "
+                        f"a converted weight of shape {tuple(p.shape)} was changed between steps (load_state_dict of "
+                        f"the model alone, a "
+                        "new initialisation). Held weights are 1/P times the script's, so set them inside `with "
+                        "handle.original():`, or "
                         "load the state of the optimizer of the same checkpoint, too")
 
 
@@ -112,8 +116,10 @@ class Asleep:
             product = sum(float(torch.sum(g * p.conj()).real) for g, p in pairs)
             size = sum(float(torch.linalg.vector_norm(g) * torch.linalg.vector_norm(p)) for g, p in pairs)
             if abs(product) > 1e-2 * size:
-                raise RuntimeError(f"parameters that had no effect on the batch of report(...) take part now, and with them {s.name} are "
-                                   f"not scale-invariant any more: <gradient, weights> is {product / size:.1e} of what it could be. "
+                raise RuntimeError(f"parameters that had no effect on the batch of report(...) take part now, and with "
+                                   f"them {s.name} are "
+                                   f"not scale-invariant any more: <gradient, weights> is {product / size:.1e} of what "
+                                   f"it could be. "
                                    "Call handle.remove(), and report with a batch that uses all parameters")
         for hook in self.hooks:
             hook.remove()
@@ -156,7 +162,8 @@ def _notice_copies(optimizer, args, kwargs):
     for group in optimizer.param_groups:
         record = group.get("minibn")
         if record and any(_unhooked(group["params"][i]) for places in record["params"] for i in places):
-            raise RuntimeError("this optimizer is a copy of a converted one, without its hooks (deepcopy, pickle or load_state_dict made "
+            raise RuntimeError("this optimizer is a copy of a converted one, without its hooks (deepcopy, pickle or "
+                               "load_state_dict made "
                                "it): call remove_weight_decay(optimizer, report(model, ...)) for the copy as well")
 
 
