@@ -12,7 +12,8 @@ from minibn import equivalence, experiment
 
 # %%
 epochs = lab.size(48, 26)
-settings = experiment.Experiment(affine=False, fixed=True, width=lab.size(16, 4), epochs=epochs, schedule="exponential")
+settings = experiment.Experiment(**lab.images, affine=False, fixed=True, width=lab.size(16, 4), epochs=epochs,
+                                 schedule="exponential")
 drop = settings.steps // 3
 
 phases = {"phases": [(drop, settings.lr), (np.inf, settings.lr / 10)], "momentum": settings.momentum,

@@ -11,7 +11,8 @@ import numpy as np
 from minibn import experiment
 
 # %%
-settings = {"schedule": "cosine", "dtype": "float64", "width": 8, "epochs": lab.size(30, 3), "warmup": lab.size(3, 0.5)}
+settings = {**lab.images, "schedule": "cosine", "dtype": "float64", "width": 8, "epochs": lab.size(30, 3),
+            "warmup": lab.size(3, 0.5)}
 usual = experiment.Experiment(**settings)
 one = experiment.run(usual, description="cosine, weight decay")
 other = experiment.run(experiment.Experiment(convert=True, **settings), description="its counterpart")

@@ -3,6 +3,7 @@
     python -m demos                         all, about 8 minutes on two cores
     python -m demos toy texp --quick        those whose names contain one of the words, in small
     python -m demos --gallery               all, and renew the gallery of the README
+    python -m demos texp --data fashion-mnist --path /usr/share/datasets/fashion-mnist       on other images; hours
 """
 
 import argparse
@@ -45,18 +46,29 @@ def main(arguments=None):
     parser.add_argument("--quick", action="store_true", help="smaller versions, of some seconds each")
     parser.add_argument("--output", type=Path, default=Path("results/demos"), help="folder for pictures and index.html")
     parser.add_argument("--gallery", action="store_true", help="renew the small pictures and captions in the README")
+    parser.add_argument("--data", choices=["digits", "cifar10", "fashion-mnist"], default="digits", help="images")
+    parser.add_argument("--path", help="folder or archive of the images, if they are not the digits")
+    parser.add_argument("--no-checksum", action="store_true", help="the images need not be the original files")
     flags = parser.parse_args(arguments)
     if unknown := [name for name in flags.names if not any(name in s.stem for s in SCRIPTS)]:
         parser.error(f"no demo has {unknown[0]!r} in its name; there are {', '.join(s.stem for s in SCRIPTS)}")
-    if flags.gallery and (flags.quick or flags.names):
-        parser.error("--gallery needs all demos in full: leave out --quick and names")
+    if flags.gallery and (flags.quick or flags.names or flags.path):
+        parser.error("--gallery needs all demos in full, on the digits: leave out --quick, --path and names")
+    if (flags.data == "digits") != (flags.path is None):
+        parser.error(f"--data {flags.data} {'needs' if flags.path is None else 'takes no'} --path")
     chosen = [s for s in SCRIPTS if not flags.names or any(name in s.stem for name in flags.names)]
+    if flags.path:
+        chosen = [s for s in chosen if "lab.images" in s.read_text(encoding="utf-8")]  # the others are about the digits
+        if not chosen:
+            parser.error("these demos take no other images than the digits")
     failed, skipped = [], []
     for script in tqdm(chosen, desc="demos"):
         print(f"\n== {script.stem}", flush=True)
         verdict = flags.output / f"{script.stem}.json"
         verdict.unlink(missing_ok=True)
         command = [sys.executable, str(script), "--output", str(flags.output), *(["--quick"] if flags.quick else [])]
+        command += ["--data", flags.data, "--path", flags.path] if flags.path else []
+        command += ["--no-checksum"] if flags.no_checksum else []
         path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))  # minibn need not be installed
         status = subprocess.run(command, env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"}).returncode
         if status:

@@ -1,4 +1,4 @@
-"""What the demos share: the flags `--quick` and `--output`, the looks of the figures, and the claims they end with."""
+"""What the demos share: the flags (`--quick`, `--output`, `--data`), the looks of the figures, and the claims they end with."""
 
 import argparse
 import importlib.util
@@ -11,10 +11,16 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from cycler import cycler
 
+from minibn.experiment import DATA
+
 _parser = argparse.ArgumentParser()
 _parser.add_argument("--quick", action="store_true", help="a smaller version, of some seconds")
 _parser.add_argument("--output", type=Path, default=Path("results/demos"), help="folder for the picture and the verdict")
+_parser.add_argument("--data", choices=list(DATA), default="digits", help="images, in demos that use `lab.images`")
+_parser.add_argument("--path", help="where they are, if they are not the digits")
+_parser.add_argument("--no-checksum", action="store_true", help="they need not be the original files")
 flags, _ = _parser.parse_known_args()  # an editor's notebook kernel has flags of its own
+images = {"data": flags.data, "path": flags.path, "checksum": not flags.no_checksum}  # of an `Experiment`
 flags.output.mkdir(parents=True, exist_ok=True)
 _start = time.perf_counter()
 _claims = []

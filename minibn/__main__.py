@@ -24,8 +24,11 @@ from minibn.paper import headline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 the headline's runs differ or a run of a sweep failed, 2 bad flags or
-    input, 130 stopped by Ctrl-C."""
+    """Run a command and return its exit status.
+
+    0: done. 1: the headline's two runs differ, or a run of a sweep failed. 2: bad flags or input.
+    130: stopped by Ctrl-C.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     named = bool(arguments) and arguments[0] in COMMANDS
     command, make_parser = COMMANDS[arguments[0]] if named else (compare, _compare_flags)
@@ -67,11 +70,11 @@ def train(output: str, checkpoint: str | None, every: int, threads: int | None, 
 
 def run_sweep(output: str, workers: int | None, dask: str | None, retry: bool, quiet: bool, seeds: int,
               milestones: list[float] | None, **axes: Any) -> int:
-    """Train a grid of settings times seeds, each run a line of a JSON Lines file; started again, it goes on where it stopped."""
+    """Train every combination of settings and seeds, and record one JSON line per run. A stopped sweep continues where it was."""
     axes = {name: value if isinstance(value, list) else [value] for name, value in axes.items()}
     configurations = sweep.grid(**axes, milestones=[milestones], seed=range(seeds))
     for configuration in configurations:
-        Experiment(**configuration)  # complains now
+        Experiment(**configuration)  # raises now
     for name in axes["backend"] if dask is None else ():
         backend.library(name)
     with _executor(workers, dask) as executor:
@@ -105,7 +108,7 @@ def _executor(workers, dask):
 def convert_schedule(read: str | None, steps: int | None, schedule: str, lr: float, momentum: float, weight_decay: float,
             milestones: list[int], factor: float, final: float, growth: float, warmup: int, nesterov: bool, decoupled: bool,
             to_weight_decay: float | None, no_rescale: bool) -> int:
-    """Write a schedule without weight decay, or with another, as CSV."""
+    """Write a schedule as CSV, converted to no weight decay or to another one."""
     with nullcontext(sys.stdin) if read is None or read == "-" else open(read, newline="", encoding="utf-8") as file:
         if read is not None:
             stream = export.read_csv(file)
@@ -183,7 +186,7 @@ def _sweep_flags() -> argparse.ArgumentParser:
 
 
 def _experiment_flags(parser, nargs=None, leave_out=()):
-    """A flag for each field of `Experiment`; with `nargs`, several values for each that is not yes or no."""
+    """One flag per field of `Experiment`. With `nargs`, every flag but yes-or-no ones takes several values."""
     for f in fields(Experiment):
         flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"]
         if f.name in leave_out:
@@ -205,7 +208,7 @@ def _convert_flags() -> argparse.ArgumentParser:
     parser.add_argument("--milestones", type=_between(int, 0), nargs="+", default=[], help="steps at which `step` drops lr")
     parser.add_argument("--factor", type=_between(float, 0), default=0.1, help="by which `step` multiplies lr")
     parser.add_argument("--final", type=_between(float, 0), default=0.0, help="last lr of `cosine`")
-    parser.add_argument("--growth", type=_between(float, 0), default=1.0, help="of `exponential`, each step")
+    parser.add_argument("--growth", type=_between(float, 0), default=1.0, help="of `exponential`, per step")
     parser.add_argument("--warmup", type=_between(int, 0), default=0, help="steps of linear warm-up")
     parser.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
     parser.add_argument("--decoupled", action="store_true", help="decoupled weight decay (SGDW)")

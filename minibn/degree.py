@@ -42,12 +42,12 @@ class Equation:
 
 @dataclass
 class Walk:
-    """What is collected on the way through a network: the equations, and which normalisation removes whose scale."""
+    """What is collected on the way through a network: the equations, and which normalisations cancel whose scale."""
 
     parameters: dict[int, str]  # id of Parameter -> dotted name
     modules: dict[int, str]  # id of Module -> dotted name
     equations: list[Equation] = field(default_factory=list)
-    removed: dict[str, dict[str, None]] = field(default_factory=dict)  # parameter name -> {normalisation name: None}, in order
+    cancelled_by: dict[str, list[str]] = field(default_factory=dict)  # parameter name -> names of normalisations, in order
 
     def require(self, one: Form, other: Form, place: object, reason: str) -> None:
         """Add the equation `one = other` between two linear forms, unless it is 0 = 0."""
@@ -102,7 +102,9 @@ class Degree:
         """The activation divided by its spread: degree 0. `mean`: a channel's mean is subtracted, and its biases with it."""
         x = self if mean else self.settled(place)
         for name in [name for form in (x.form, *(form for _, form in x.shifts)) for name in form]:
-            self.walk.removed.setdefault(name, {})[self._name(place)] = None
+            norms = self.walk.cancelled_by.setdefault(name, [])
+            if self._name(place) not in norms:
+                norms.append(self._name(place))
         return Degree(self.walk)
 
     def _name(self, place):

@@ -1,4 +1,4 @@
-"""History -> figure. Matplotlib is imported here only."""
+"""Figures of training runs. In this package only this file imports Matplotlib."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +9,12 @@ from minibn.history import History
 
 
 def compare(runs: Mapping[str, History], group: str, path: str | Path, title: str | None = None) -> None:
-    """Draw runs of one network on top of each other: loss, learning rate, weight norm and effective learning rate.
+    """Draw the loss, learning rate, weight norm and effective learning rate of several runs.
 
     Args:
-        runs: {label: History}; the first is drawn wide and pale, so that equal curves show through.
-        group: the group of weights whose "lr/…", "norm/…" and "effective_lr/…" are drawn.
+        runs: {label: History}. The first is drawn wide and pale, so that equal curves on top of it
+            show.
+        group: name of the weights whose "lr/…", "norm/…" and "effective_lr/…" are drawn.
         path: image file to write, such as "figure.png".
         title: text above the figure.
     """
@@ -40,7 +41,7 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
 
 
 def smooth(y: np.ndarray, width: int) -> np.ndarray:
-    """Mean of each number and up to `width - 1` before it: same length as `y`."""
+    """Running mean: of each number and the up to `width - 1` numbers before it. Same length as `y`."""
     total = np.concatenate([[0.0], np.cumsum(y)])
     end = np.arange(1, len(y) + 1)
     start = np.maximum(end - width, 0)

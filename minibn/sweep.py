@@ -1,13 +1,14 @@
-"""Many runs: a grid of configurations over any `concurrent.futures.Executor`, each run recorded exactly once.
+"""Many runs: a grid of configurations on any `concurrent.futures.Executor`, each run recorded exactly once.
 
-Records go to a JSON Lines file, one line a run, flushed to the disk when the run ends. A sweep that was killed goes on
-where it stopped: configurations that are in the file already are not run again.
+Records go to a JSON Lines file, one line per run, flushed to the disk when the run ends. A sweep that
+was killed continues where it stopped: configurations that are already in the file are not run again.
 
-    from concurrent.futures import ProcessPoolExecutor          this machine's cores
-    Client("tcp://…:8786").get_executor()                       a Dask cluster (dask.distributed)
-    MPIPoolExecutor()                                           MPI (mpi4py.futures): mpiexec -n 9 python -m mpi4py.futures …
+Executors that fit:
 
-all are such executors.
+    ProcessPoolExecutor()                       the cores of this machine (concurrent.futures)
+    Client("tcp://…:8786").get_executor()       a Dask cluster (dask.distributed)
+    MPIPoolExecutor()                           MPI (mpi4py.futures), started by
+                                                mpiexec -n 9 python -m mpi4py.futures …
 """
 
 import itertools
@@ -44,23 +45,26 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
         executor: Executor, *, retry: bool = False, progress: bool = True) -> list[dict[str, Any]]:
     """Call `function(configuration)` for every configuration, and append what it returns to the file at `path`.
 
-    A line is {"configuration": …, "result": …, "seconds": …}, or "error" in place of "result" where the run raised: that run
-    is recorded as failed and the others go on. Two sweeps must not write one file at the same time.
+    A line is {"configuration": …, "result": …, "seconds": …}. If a run raises, its line has "error"
+    instead of "result", and the other runs continue. Two sweeps must not write one file at the same
+    time.
 
     Args:
-        function: takes a dict and returns anything JSON can hold; importable by name, as executors of processes need.
-        configurations: list of dicts that JSON can hold, such as `grid(…)`; of equal ones, one is run.
-        path: JSON Lines file, made if missing.
-        executor: `concurrent.futures.Executor`; the caller shuts it down.
-        retry: whether to run again what failed earlier; the later line counts.
+        function: takes a dict and returns anything JSON can hold. Executors of processes need a
+            function that can be imported by name.
+        configurations: list of dicts that JSON can hold, such as `grid(…)`. Equal ones are run once.
+        path: JSON Lines file, made if it is missing.
+        executor: `concurrent.futures.Executor`. The caller shuts it down.
+        retry: whether to run the failed configurations in the file again. The later line counts.
         progress: whether to show a bar.
 
     Returns:
-        list of the records of `configurations`, in their order.
+        list of the records of `configurations`, in the same order.
 
     Raises:
-        ValueError: the file is not a sweep's.
-        BrokenExecutor: a worker died, by lack of memory for example; what was finished is in the file.
+        ValueError: the file does not hold a sweep.
+        BrokenExecutor: a worker died, for example from lack of memory. The finished runs are in the
+            file.
     """
     path = Path(path)
     records = {_key(record["configuration"]): record for record in read(path)}
@@ -90,7 +94,7 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The records in a sweep's file, oldest first; a last line that was cut short by a kill is left out.
+    """The records in a sweep's file, oldest first, without a last line that a kill cut short.
 
     Raises:
         ValueError: another line is not a record.
@@ -110,18 +114,18 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def train(configuration: dict[str, Any]) -> dict[str, float]:
-    """Train the `Experiment` with these fields on one thread; what `minibn sweep` runs."""
+    """Train the `Experiment` with these fields, on one thread. `minibn sweep` calls this for each run."""
     done = experiment.run(experiment.Experiment(**configuration), threads=1, progress=False)
     return {"test_accuracy": done.test_accuracy, "train_loss": done.train_loss, "last_loss": float(done.history["loss"][-1])}
 
 
 def _record(function, configuration):
-    """One line of the file; runs where the executor runs it."""
+    """The record of one run, made where the executor runs it."""
     start = time.perf_counter()
     try:
         outcome = {"result": function(configuration)}
         json.dumps(outcome)
-    except Exception as error:  # whatever it is, it is this run's
+    except Exception as error:  # any error belongs to this run alone
         outcome = {"error": f"{type(error).__name__}: {error}"}
     return {"configuration": configuration, **outcome, "seconds": round(time.perf_counter() - start, 3)}
 
@@ -131,6 +135,6 @@ def _key(configuration):
 
 
 def _whole_lines(path):
-    """The file's bytes up to its last line's end; none if it is missing."""
+    """The bytes of the file up to the end of its last whole line; none if the file is missing."""
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1]

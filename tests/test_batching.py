@@ -5,7 +5,7 @@ import pandas
 import pytest
 
 from minibn import data, models, schedules
-from minibn.training import convert, fit
+from minibn.training import convert, evaluate, fit, predict, update_bn
 
 X, Y = np.ones((6, 4, 4, 1), np.float32), np.arange(6)
 
@@ -85,3 +85,25 @@ def test_fit_names_the_data_when_a_pixel_is_not_a_number():
     options = {"epochs": 1, "batch_size": 2, "rng": np.random.default_rng(0), "progress": False}
     with pytest.raises(ValueError, match=r"the data has numbers that are not finite: x\[3, 0, 0, 0\] is nan"):
         fit(net, convert(net, schedules.constant(0.1)).optimizers, x, Y, **options)
+
+
+@pytest.mark.parametrize("function", [predict, update_bn, lambda net, x, **options: evaluate(net, x, Y[: len(x)], **options)])
+def test_evaluation_refuses_what_training_refuses(function):
+    net = models.vgg((4,), in_channels=1, rng=np.random.default_rng(0))
+    for x, error, message in ((X.tolist(), TypeError, "x must be an array"), (X[:0], ValueError, "x must hold examples"),
+                              (np.ma.masked_array(X), TypeError, "x is a masked array")):
+        with pytest.raises(error, match=message):
+            function(net, x)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size must be a whole number of at least 1, got {size}"):
+            function(net, X, batch_size=size)
+
+
+def test_a_pixel_that_is_not_a_number_is_not_evaluated_to_nan():
+    net = models.vgg((4,), in_channels=1, rng=np.random.default_rng(0))
+    x = X.copy()
+    x[2, 1, 1, 0] = np.nan
+    with pytest.raises(ValueError, match=r"not finite: x\[2, 1, 1, 0\] is nan"):
+        evaluate(net, x, Y)
+    with pytest.raises(ValueError, match="same number of examples, got 6 and 5"):
+        evaluate(net, X, Y[:5])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import assert_same_bits
+from runs import Run, assert_same_bits
 
 from minibn.training import checkpoint
 
@@ -63,3 +63,10 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         checkpoint.save(path, {"a": np.zeros(3)}, {})
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
+
+
+@pytest.mark.parametrize("facts", [{"steps": 3}, [], None])
+def test_a_checkpoint_that_fit_did_not_write_is_named_as_that(facts, tmp_path):
+    checkpoint.save(tmp_path / "c.npz", {"a": np.zeros(1)}, facts)
+    with pytest.raises(ValueError, match=r"c.npz is a checkpoint, but not one of this version's training.fit"):
+        Run().fit(path=tmp_path / "c.npz")

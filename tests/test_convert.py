@@ -82,6 +82,17 @@ def test_names_that_are_given_are_reported_in_groups():
         "norm1.weight": ("norm1.weight", "norm1.bias"), "conv2.weight": ("conv2.weight",)}
 
 
+def test_names_of_another_choice_of_groups_are_a_group_of_their_own():
+    """conv, conv with bias, LayerNorm: the bias scales with either weight, and `symmetries` takes the first."""
+    rng = np.random.default_rng(0)
+    net = nn.Sequential(one=nn.Conv2d(1, 4, 3, rng=rng), two=nn.Conv2d(4, 4, 3, bias=True, rng=rng), norm=nn.LayerNorm(4),
+                        pool=nn.GlobalAvgPool(), head=nn.Linear(4, 10, rng=rng))
+    assert ("two.weight", "two.bias") not in symmetries(net).groups
+    found = convert(net, schedules.constant(0.1), ["two.bias", "two.weight"])
+    assert found.names == ("two.weight", "two.bias")
+    assert found.groups == {"two.weight": ("two.weight", "two.bias")}
+
+
 # ---- the theorem on real layers ----
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_idx import make_fashion, write_fashion
 
 ROOT = Path(__file__).parent.parent
 NAMES = [script.stem for script in sorted((ROOT / "demos").glob("[0-9]*.py"))]
@@ -31,6 +32,18 @@ def test_demo(name, tmp_path):
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert f'src="{name}.png"' in page
     assert page.count("<section") == 1
+
+
+def test_demos_on_other_images(tmp_path):
+    write_fashion(tmp_path / "images", make_fashion(train=130, test=20))
+    flags = ["--quick", "--data", "fashion-mnist", "--path", str(tmp_path / "images"), "--output", str(tmp_path)]
+    done = run("03_texp", "08_normalisers", *flags, "--no-checksum")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "1 of 1 demos hold" in done.stdout
+    assert "losses of 8 steps" in done.stdout  # 4 epochs of 2 batches
+    assert "needed uint8 of (60000, 28, 28)" in run("03_texp", *flags).stderr
+    assert "these demos take no other images" in run("08_normalisers", *flags).stderr
+    assert "--data fashion-mnist needs --path" in run("--data", "fashion-mnist").stderr
 
 
 def test_names_that_are_no_demos():

@@ -18,7 +18,7 @@ def test_predict_and_evaluate_use_running_statistics_and_keep_the_mode():
     assert_same_bits(before, run.net.state_dict())
     assert accuracy == (logits.argmax(axis=1) == run.y).mean()
     assert loss == pytest.approx(nn.CrossEntropy()(run.net.eval()(run.x), run.y), rel=1e-12)
-    with pytest.raises(ValueError, match="at least one example"):
+    with pytest.raises(ValueError, match="x must hold examples"):
         predict(run.net, run.x[:0])
 
 

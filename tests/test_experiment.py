@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from minibn import equivalence, experiment
+from minibn import equivalence, experiment, nn
 from minibn.experiment import Experiment
 
 TINY = {"width": 4, "epochs": 2, "batch": 256}  # 10 steps
@@ -81,3 +81,29 @@ def test_instant_drops_are_longer_weights(momentum):
     one = Experiment(schedule="instant-drop", milestones=(1,), epochs=2, batch=287)
     assert list(islice(one.invariant(), 9)) == list(islice(equivalence.instant_drops(
         [(5, 0.1), (float("inf"), 0.1 * 0.1)], momentum=0.9, weight_decay=5e-3), 9))
+
+
+@pytest.mark.parametrize("model", experiment.MODELS)
+@pytest.mark.parametrize("norm", experiment.NORMS)
+@pytest.mark.parametrize("fixed", [True, False])
+def test_the_optimisers_hold_hidden_weights_and_the_rest(model, norm, fixed):
+    """The hidden weights have 2 dimensions or more, and so has the last layer's, "head.weight", which is not among them."""
+    one = Experiment(model=model, norm=norm, fixed=fixed, schedule="constant", convert=True, width=8)
+    net = one.network()
+    named = {id(p): name for name, p in net.named_parameters()}
+    groups = {group: [named[id(p)] for p in sgd.parameters] for group, sgd in one.optimizers(net).items()}
+    hidden = [name for name, p in net.named_parameters() if p.data.ndim > 1 and name != "head.weight"]
+    assert groups["invariant"] == hidden
+    assert groups.get("rest") == (None if fixed else [name for name in named.values() if name not in hidden])
+
+
+def test_a_network_without_scale_invariant_weights_is_refused():
+    net = nn.Sequential(flatten=nn.Flatten(), head=nn.Linear(64, 10, rng=np.random.default_rng(0)))
+    with pytest.raises(ValueError, match="the network has no scale-invariant parameters"):
+        Experiment(convert=True, schedule="constant").optimizers(net)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_milestones_must_be_finite(bad):
+    with pytest.raises(ValueError, match="milestones must be increasing epochs above 0"):
+        Experiment(milestones=(1, bad))

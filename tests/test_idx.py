@@ -113,12 +113,12 @@ def test_memory_is_bounded_by_the_limit_and_by_the_file(tmp_path):
 # ---- Fashion-MNIST ----
 
 
-def make_fashion(seed=0):
+def make_fashion(seed=0, train=TRAIN, test=TEST):
     """{name of a file: its numbers}, small."""
     rng = np.random.default_rng(seed)
     return {name: (rng.integers(256, size=(count, 28, 28), dtype=np.uint8) if "images" in name
                    else rng.permutation(np.arange(count) % 10).astype(np.uint8))
-            for name, count in zip(fashion_mnist_files.FILES, (TRAIN, TRAIN, TEST, TEST), strict=True)}
+            for name, count in zip(fashion_mnist_files.FILES, (train, train, test, test), strict=True)}
 
 
 def write_fashion(folder, files, packed=False):

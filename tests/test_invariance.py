@@ -205,7 +205,7 @@ def test_residual_networks(make, together):
                 "stage2.1.branch.conv2.weight") in found.groups  # convs together, not with γ and β
         text = found.explain("stem.weight")
         assert text == ("stem.weight, stage1.0.branch.conv2.weight and stage1.1.branch.conv2.weight may only be scaled together, "
-                        "because stage1.0 adds two branches and stage1.1 adds two branches; their common scale is taken out by "
+                        "because stage1.0 adds two branches and stage1.1 adds two branches; their common scale is cancelled by "
                         "stage1.0.branch.norm1, stage1.1.branch.norm1 and stage2.0.norm1")
     assert not found.is_scale_invariant(["head.weight", "head.bias"])
 

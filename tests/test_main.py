@@ -111,7 +111,7 @@ def test_symmetries(capsys):
     assert "stem.weight" in out
     assert "scale-invariant groups" in out
     assert main(["symmetries", "vgg", "--norm", "layer", "--explain", "conv1.weight"]) == 0
-    assert capsys.readouterr().out == "conv1.weight may be scaled alone: norm1 takes it out again\n"
+    assert capsys.readouterr().out == "conv1.weight may be scaled alone: norm1 cancels it\n"
 
 
 # ---- minibn train ----

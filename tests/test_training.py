@@ -150,3 +150,8 @@ def test_validation_is_by_the_loss_that_is_trained():
     history = fit(net, {"all": SGD(net.parameters(), schedules.constant(0.1))}, x, y, epochs=1, batch_size=8, rng=rng,
                            loss=Squares(), validation=(x, y), progress=False)
     assert history["test_loss"][-1] == pytest.approx(Squares()(net(x), y))
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(0, 0), (3, 3), (None, 16), (99, 16)])
+def test_max_steps_is_the_number_of_steps(limit, steps):
+    assert len(Run().fit(max_steps=limit)) == steps

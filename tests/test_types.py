@@ -49,7 +49,8 @@ def test_the_walk_finds_what_the_package_defines():
     found = {f"{name}.{function}" for name in MODULES for function, _ in functions(import_module(name))}
     assert found >= {"minibn.nn.conv.Conv2d.__init__", "minibn.nn.norm.BatchNorm.forward",
                      "minibn.training.history.History.read_csv",
-                     "minibn.invariance.static.Symmetries.groups", "minibn.experiment.Experiment.steps", "minibn.backend.threads",
+                     "minibn.invariance.static.Symmetries.groups", "minibn.experiment.Experiment.steps",
+                     "minibn.kernels.threads.threads",
                      "minibn.equivalence.streams.remove_weight_decay", "minibn.__main__.main"}
 
 

@@ -1,10 +1,17 @@
 """The theorem: rewrite one schedule as another that trains a scale-invariant network in the same way.
 
-Li & Arora, *An Exponential Learning Rate Schedule for Deep Learning*, ICLR 2020 ("the paper"): where the loss does not
-depend on the scale of the weights, SGD with weight decay is SGD without, at a learning rate that grows exponentially.
-`streams` derives and converts any schedule; `closed_forms` has the schedules that the paper names.
+Li & Arora, *An Exponential Learning Rate Schedule for Deep Learning*, ICLR 2020 ("the paper"): if the loss does not
+depend on the scale of the weights, SGD with weight decay equals SGD without, at a learning rate that grows
+exponentially. `streams` derives and converts any schedule of SGD; `closed_forms` has the schedules that the paper names.
+
+The same holds for other optimisers, which is not in the paper: `any_optimizer` removes decoupled weight decay from any
+of them, `adam` turns AdamW into a schedule for stock Adam. `averages` and `clipping` have what else looks at the scale.
 """
 
+from minibn.equivalence.adam import AdamFrame, adam_exponential, adam_with_decay, adam_without_decay
+from minibn.equivalence.any_optimizer import Reframed, Transport, decayed, transport, undecayed
+from minibn.equivalence.averages import ema, lookahead, swa
+from minibn.equivalence.clipping import clip_global_norm
 from minibn.equivalence.closed_forms import (
     exponential_equivalent,
     fixed_point,
@@ -15,5 +22,7 @@ from minibn.equivalence.closed_forms import (
 )
 from minibn.equivalence.streams import Frame, add_weight_decay, frame_after, remove_weight_decay
 
-__all__ = ["Frame", "add_weight_decay", "exponential_equivalent", "fixed_point", "frame_after", "instant_drops",
-           "remove_weight_decay", "texp", "texp_minus_minus", "texp_plus_plus"]
+__all__ = ["AdamFrame", "Frame", "Reframed", "Transport", "adam_exponential", "adam_with_decay", "adam_without_decay",
+           "add_weight_decay", "clip_global_norm", "decayed", "ema", "exponential_equivalent", "fixed_point", "frame_after",
+           "instant_drops", "lookahead", "remove_weight_decay", "swa", "texp", "texp_minus_minus", "texp_plus_plus",
+           "transport", "undecayed"]

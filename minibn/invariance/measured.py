@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibn import nn
-from minibn.backend import Array, to_numpy
-
 
 class Probe(NamedTuple):
-    """What `probe` measured, relative to the size of what was compared; all are 0, up to rounding, where L(cθ) = L(θ)."""
+    """What `probe` measured, each relative to the size of what was compared.
+
+    Where L(cθ) = L(θ) all three are 0, up to rounding.
+    """
 
     value_gap: float  # |f(cθ) - f(θ)| / |f(θ)|
     inner_product: float  # <∇L, θ> / (|∇L| |θ|)
     gradient_gap: float  # |c ∇L(cθ) - ∇L(θ)| / |∇L(θ)|
 
     def is_scale_invariant(self, tolerance: float = 1e-6) -> bool:
-        """Whether none is above `tolerance`."""
-        return max(self) <= tolerance
+        """Whether none of the three is above `tolerance`, or NaN."""
+        return all(gap <= tolerance for gap in self)
 
 
 def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarray],
@@ -28,18 +28,19 @@ def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarra
     """Measure the lemma of scale invariance on any function: f(cθ) = f(θ), <∇L, θ> = 0, ∇L(cθ) = ∇L(θ) / c.
 
     Args:
-        f: called with {name: array}; returns a number or array, or a pair of it and {name: gradient}. Without gradients
-            only the first of the three is measured, the others are 0.
+        f: called with {name: array}. Returns a number or array, or a pair of that and {name: gradient}.
+            Without gradients only the first of the three is measured, and the others are 0.
         parameters: {name: NumPy array}, float64 for a sharp answer.
-        names: which are scaled; None: all.
-        scales: the c that are tried; the worst counts. By default they span what a conversion with a `band` of 2**8 uses:
-            a symmetry that holds only near the present weights is none. Exponents other than 1: give {name: exponent} as `names`.
+        names: the parameters that are multiplied by c, all if None. A dict {name: exponent a}
+            multiplies by c^a.
+        scales: the c that are tried, all above 0 and not 1. The worst counts. The default spans what a
+            conversion with a `band` of 2**8 uses: a symmetry near the present weights alone is none.
 
     Returns:
-        Probe
+        Probe: for each of the three the worst gap over all `scales`; NaN if f is not finite.
 
     Raises:
-        ValueError: a name is unknown.
+        ValueError: a name is unknown, or `scales` has nothing to try.
 
     Example:
         >>> w = {"a": np.array([3.0, 4.0]), "b": np.array([1.0])}
@@ -48,24 +49,27 @@ def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarra
         >>> probe(lambda p: p["a"] / np.linalg.norm(p["a"]) + p["b"], w).is_scale_invariant()
         False
     """
-    exponents: dict[str, Any] = dict.fromkeys(parameters if names is None else names, 1)
-    if isinstance(names, dict):
-        exponents = names
+    exponents = dict(names) if isinstance(names, Mapping) else dict.fromkeys(parameters if names is None else names, 1.0)
     unknown = sorted(set(exponents) - set(parameters))
     if unknown:
         raise ValueError(f"no parameters named {unknown}; there are {list(parameters)}")
     value, gradients = _value_and_gradients(f, parameters)
-    size = _norm(gradients.values())
-    chosen = [(float(a) * gradients[n], parameters[n]) for n, a in exponents.items() if n in gradients]
-    product = abs(sum(np.sum(g * w) for g, w in chosen))
-    worst = [0.0, product / max(size * _norm(w for _, w in chosen), 1e-300), 0.0]
+    gradient_size = _norm(gradients.values())
+    chosen = [(float(exponents[n]) * g, parameters[n]) for n, g in gradients.items() if n in exponents]
+    inner_product = abs(sum(float(np.sum(g * w)) for g, w in chosen))
+    value_gaps, gradient_gaps = [], []
     for c in scales:
+        if not c > 0 or c == 1:
+            raise ValueError(f"probe needs scales above 0 and other than 1, got {c}")
         factor = {name: c ** float(exponents.get(name, 0)) for name in parameters}
-        scaled, scaled_gradients = _value_and_gradients(f, {n: factor[n] * p for n, p in parameters.items()})
-        worst[0] = max(worst[0], _norm([scaled - value]) / max(_norm([value]), 1e-300))
-        gap = _norm(factor[n] * scaled_gradients[n] - g for n, g in gradients.items())
-        worst[2] = max(worst[2], gap / max(size, 1e-300))
-    return Probe(*map(float, worst))
+        scaled_value, scaled_gradients = _value_and_gradients(f, {n: factor[n] * p for n, p in parameters.items()})
+        value_gaps.append(_relative(_norm([scaled_value - value]), _norm([value])))
+        difference = _norm(factor[n] * scaled_gradients[n] - g for n, g in gradients.items())
+        gradient_gaps.append(_relative(difference, gradient_size))
+    if not value_gaps:
+        raise ValueError("probe needs at least one scale to try, got none")
+    orthogonality = _relative(inner_product, gradient_size * _norm(w for _, w in chosen))
+    return Probe(float(np.max(value_gaps)), orthogonality, float(np.max(gradient_gaps)))
 
 
 def _value_and_gradients(f, parameters):
@@ -74,38 +78,9 @@ def _value_and_gradients(f, parameters):
     return np.asarray(value, dtype=float), {name: np.asarray(g, dtype=float) for name, g in gradients.items()}
 
 
+def _relative(difference, size):
+    return difference / max(size, 1e-300)
+
+
 def _norm(arrays):
     return math.sqrt(sum(float(np.sum(np.square(a))) for a in arrays))
-
-
-def loss_function(model: nn.Module, x: Array, y: Array,
-                  loss: nn.Loss | None = None) -> Callable[[Mapping[str, Array]], tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """The model as a function for `probe`: {name: array} -> (logits, gradients of the loss), in training mode.
-
-    Args:
-        model: its present parameters are `{name: p.data}`; each call replaces them.
-        x, y: a batch.
-        loss: `nn.CrossEntropy()` if None.
-
-    Example:
-        >>> from minibn import data, models
-        >>> net = models.mlp((8,), eps=0.0, rng=np.random.default_rng(0), dtype="float64")
-        >>> digits = data.digits("float64")
-        >>> f = loss_function(net, digits.x_train[:32], digits.y_train[:32])
-        >>> probe(f, {name: p.data for name, p in net.named_parameters()}, ["linear1.weight"]).value_gap < 1e-12
-        True
-    """
-    loss = loss or nn.CrossEntropy()
-    named = dict(model.named_parameters())
-
-    def f(parameters):
-        model.train()
-        for name, value in parameters.items():
-            named[name].data = value
-        model.zero_grad()
-        logits = model(x)
-        loss(logits, y)
-        model.backward(loss.backward())
-        return to_numpy(logits), {name: to_numpy(p.grad) for name, p in named.items()}
-
-    return f

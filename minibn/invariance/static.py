@@ -1,47 +1,67 @@
-"""Which weights may be rescaled without changing the network, from its layers: the equations of `minibn.degree`, solved exactly.
+"""Which weights may be rescaled without changing the network: the equations of `minibn.degree`, solved exactly.
 
 The answer is for training mode, where BatchNorm uses the batch's statistics, and for eps = 0.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from minibn import nn
-from minibn.degree import Degree, Equation, Form, Walk, subtract
+from minibn.degree import Degree, Equation, Walk
+from minibn.invariance.elimination import RowSpace, null_space
 
 
 def symmetries(model: nn.Module) -> "Symmetries":
     """All rescalings `p -> c**a_p p`, c > 0, of parameters that leave the model's output unchanged -> `Symmetries`.
 
-    Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all. What is found is exact. What
-    is not found are coincidences, such as BatchNorm(x + BatchNorm(x)) = BatchNorm(x), and weights without any effect.
+    Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all. What is
+    found is exact. What is not found are coincidences, such as BatchNorm(x + BatchNorm(x)) = BatchNorm(x),
+    and weights without any effect.
+
+    What a layer says in `degree` is believed, so `testing.check_degree` checks it by measurement.
 
     Raises:
-        TypeError: a module does not define `degree`.
+        TypeError: a module does not define `degree`, or it has a `forward` of its own and inherits the
+            `degree` of another one.
 
     Example:
         >>> import numpy as np
         >>> from minibn import models
         >>> print(symmetries(models.mlp((8,), eps=0.0, rng=np.random.default_rng(0))))
-        parameter       group  taken out by
+        parameter       group  cancelled by
         linear1.weight      1  norm1
         norm1.weight        -  -
         norm1.bias          -  -
         head.weight         -  -
         head.bias           -  -
         <BLANKLINE>
-        1 scale-invariant groups; 2 independent rescaling symmetries in all
+        2 independent rescaling symmetries in all: 1 by scale-invariant groups, and 1 other:
           norm1.weight^1 · norm1.bias^1 · head.weight^-1
     """
+    _refuse_degrees_of_another_forward(model)
     names = {id(p): name for name, p in model.named_parameters()}
     modules = {id(module): name or "the network" for name, module in model.named_modules()}
     walk = Walk(names, modules)
     output = model.degree(Degree(walk)).settled(None)
     walk.require(output.form, {}, None, "the output must stay as it is")
     eps = {name: value for name, module in model.named_modules() if (value := getattr(module, "eps", 0))}
-    return Symmetries({name: p.data.ndim for name, p in model.named_parameters()}, walk.equations, walk.removed, eps)
+    return Symmetries({name: p.data.ndim for name, p in model.named_parameters()}, walk.equations, walk.cancelled_by, eps)
+
+
+def _refuse_degrees_of_another_forward(model):
+    """Raise where a class (or an object) has a `forward` of its own, but inherits the `degree` that was written for another."""
+    for path, module in model.named_modules():
+        classes = type(module).__mro__
+        owner = next(c for c in classes if "degree" in vars(c))
+        below = [vars(module), *map(vars, classes[: classes.index(owner)])]
+        own = sum("forward" in names or "__call__" in names for names in below)
+        allowed = owner.forward is nn.Module.forward  # a base class may leave `forward` to its subclasses
+        if owner is not nn.Module and "degree" not in vars(module) and own > allowed:
+            name = type(module).__name__
+            raise TypeError(f"{path or 'the network'} is a {name}, which has a forward of its own but inherits the degree of "
+                            f"{owner.__name__}: that says how another function scales. Define degree(x) in {name} too (if it "
+                            f"scales in the same way, `degree = {owner.__name__}.degree`), and check it by "
+                            "minibn.testing.check_degree")
 
 
 class Symmetries:
@@ -50,7 +70,7 @@ class Symmetries:
     Args:
         dimensions: {name: number of axes}, in the network's order. A parameter with less than two is taken for a bias, γ or β.
         equations: iterable of `degree.Equation` between the parameters' exponents.
-        removed: {name of a parameter: the normalisations that take its scale out}.
+        cancelled_by: {name of a parameter: the normalisations that cancel its scale}.
         eps: {normalisation: its eps}, where that is not 0.
         sizes: {name: number of entries}. Where sets overlap, the choice with clearly more entries is taken.
 
@@ -62,6 +82,7 @@ class Symmetries:
         weights: the parameters of all groups that hold a weight of a conv or linear layer, a list in
             network order. A norm's γ and β that are a group of their own are left out.
         basis: list of {name: exponent}: every rescaling symmetry is a sum of multiples of these.
+        others: the part of `basis` that, together with `groups`, makes up every rescaling symmetry.
         eps: {normalisation: its eps}, where that is not 0: there, scale invariance is only approximate.
 
     Example:
@@ -73,14 +94,14 @@ class Symmetries:
         >>> found.is_scale_invariant(["norm1.weight", "norm1.bias"])
         False
         >>> found.explain("linear1.weight")
-        'linear1.weight may be scaled alone: norm1 takes it out again'
+        'linear1.weight may be scaled alone: norm1 cancels it'
     """
 
     def __init__(self, dimensions: Mapping[str, int], equations: Iterable[Equation],
-                 removed: Mapping[str, Iterable[str]] | None = None, eps: Mapping[str, float] | None = None,
+                 cancelled_by: Mapping[str, Iterable[str]] | None = None, eps: Mapping[str, float] | None = None,
                  sizes: Mapping[str, int] | None = None) -> None:
         self.names, self.equations, self.eps = list(dimensions), list(equations), dict(eps or {})
-        self._dimensions, self._removed, self._sizes = dimensions, removed or {}, sizes or {}
+        self._dimensions, self._cancelled_by, self._sizes = dimensions, cancelled_by or {}, sizes or {}
 
     def is_scale_invariant(self, names: Iterable[str]) -> bool:
         """Whether multiplying all parameters in `names` by the same c > 0 leaves the network as it is; exact.
@@ -118,6 +139,13 @@ class Symmetries:
     def basis(self) -> list[dict[str, int]]:
         return null_space([e.form for e in self.equations], self.names)
 
+    @cached_property
+    def others(self) -> list[dict[str, int]]:
+        space = RowSpace(self.names)
+        for group in self.groups:
+            space.add(dict.fromkeys(group, 1))
+        return [vector for vector in self.basis if space.add(vector)]
+
     def explain(self, name: str) -> str:
         """A sentence that says what `name` may be scaled with, and why, or why it may not."""
         self._check([name])
@@ -131,33 +159,32 @@ class Symmetries:
                         f"({reasons})")
             return (f"{name} is in no scale-invariant group, because {reasons}, and no set of weights with {name} keeps that in "
                     "balance")
-        removed = self._takers(group)
+        norms = self._cancelling(group)
         if group == (name,):
-            return f"{name} may be scaled alone: {removed} takes it out again"
+            return f"{name} may be scaled alone: " + (f"{_list(norms)} cancels it" if norms else "it has no effect")
         places = _list(dict.fromkeys(e.reason for n in group for e in self._broken([n])))
         members = _list([name, *(n for n in group if n != name)])
-        return (f"{members} may only be scaled together, because {places}; their common scale is taken out by {removed}")
+        return f"{members} may only be scaled together, because {places}; their common scale is cancelled by {_list(norms)}"
 
     def __str__(self):
         number = {name: i for i, group in enumerate(self.groups, 1) for name in group}
         width = max(map(len, ["parameter", *self.names]))
-        lines = [f"{'parameter':{width}}  group  taken out by"]
+        lines = [f"{'parameter':{width}}  group  cancelled by"]
         for name in self.names:
-            by = self._takers(self.groups[number[name] - 1]) if name in number else "-"
+            by = _list(self._cancelling(self.groups[number[name] - 1])) or "nothing: it has no effect" if name in number else "-"
             lines.append(f"{name:{width}}  {number.get(name, '-'):>5}  {by}")
-        lines += ["", f"{len(self.groups)} scale-invariant groups; {len(self.basis)} independent rescaling symmetries in all"]
-        covered = {name for group in self.groups for name in group}
-        for vector in self.basis:
-            if not set(vector) <= covered:
-                lines.append("  " + " · ".join(f"{name}^{exponent}" for name, exponent in vector.items()))
+        count, rest = len(self.groups), len(self.others)
+        lines += ["", f"{count + rest} independent rescaling symmetries in all: {count} by scale-invariant groups, and {rest} "
+                      f"other{'s' * (rest != 1)}{':' * bool(rest)}"]
+        lines += ["  " + " · ".join(f"{name}^{exponent}" for name, exponent in vector.items()) for vector in self.others]
         if self.eps:
             largest = max(self.eps.values())
             lines.append(f"approximate where eps is not 0: {len(self.eps)} normalisations with eps up to {largest:g}")
         return "\n".join(lines)
 
-    def _takers(self, group):
-        """The normalisations that take the group's scale out again."""
-        return _list(dict.fromkeys(norm for name in group for norm in self._removed.get(name, ()))) or "nothing: it has no effect"
+    def _cancelling(self, group):
+        """Names of the normalisations that cancel the group's scale."""
+        return list(dict.fromkeys(norm for name in group for norm in self._cancelled_by.get(name, ())))
 
     def _is_vector(self, name):
         """Whether it is a bias or a norm's γ or β, rather than a weight of a conv or linear map."""
@@ -175,11 +202,13 @@ class Symmetries:
         return [e for e in self.equations if not e.holds(exponents)]
 
     def _finest(self, name, taken):
-        """A finest set with `name`, without what is `taken`, that is scale-invariant together, or None.
+        """The smallest scale-invariant set with `name` and without what is `taken`, or None.
 
-        Sets are 0/1 solutions of the equations. They are searched depth first, 0 before 1, norms' γ and β before convs, so the
-        first one found is the smallest in lexicographic order, and no part of it can be a solution: leaving that part, or the
-        rest, out would have been smaller.
+        A set is a 0/1 solution of the equations. The search is depth first and tries 0 before 1, so the
+        first solution that it finds is the smallest in lexicographic order; norms' γ and β come first in
+        that order, so a set without them is preferred. The set is minimal: if a part S of it were a
+        solution too, so would be the rest, since the equations are linear; and of S and the rest, the
+        one that contains `name` comes earlier in the order.
         """
         order = sorted(self._touching, key=self._is_vector, reverse=True)
         fixed = {**dict.fromkeys(taken, 0), name: 1}
@@ -196,7 +225,11 @@ class Symmetries:
         return None
 
     def _propagate(self, values, changed):
-        """Add to `values` what the equations leave no choice about; False if one cannot be satisfied any more."""
+        """Add to `values` what the equations leave no choice about; False if one of them can no longer hold.
+
+        Each value is 0 or 1, so an equation's sum lies in a range. A value with which that range excludes
+        0 is impossible.
+        """
         todo = {id(e): e for name in changed for e in self._touching.get(name, ())}
         while todo:
             _, equation = todo.popitem()
@@ -207,10 +240,14 @@ class Symmetries:
             if low > 0 or high < 0:
                 return False
             for name, c in open_.items():
-                if low + abs(c) > 0 or high - abs(c) < 0:
-                    values[name] = int((low + abs(c) > 0) == (c < 0))
+                less, more = min(c, 0), max(c, 0)  # what the value adds to the range, if it is not yet known
+                may_be_0 = low - less <= 0 <= high - more
+                may_be_1 = low + more <= 0 <= high + less
+                if not may_be_0 and not may_be_1:
+                    return False
+                if may_be_0 != may_be_1:
+                    values[name] = int(may_be_1)
                     todo |= {id(e): e for e in self._touching[name]}
-                    todo[id(equation)] = equation
                     break
         return True
 
@@ -230,30 +267,3 @@ def _list(items):
     if len(items) > 4:
         items = [*items[:3], f"{len(items) - 3} more"]
     return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
-
-
-def null_space(rows: Iterable[Form], names: Sequence[str]) -> list[dict[str, int]]:
-    """Basis of the solutions of Σ row[n] a_n = 0, as {name: integer} without zeros; Gauss-Jordan elimination in Fractions."""
-    pivots: dict[str, Form] = {}  # name -> reduced row that has 1 there, and 0 at every other pivot
-    for row in rows:
-        row = dict(row)
-        for name in [n for n in row if n in pivots]:
-            factor = row.get(name, 0)
-            for n, c in pivots[name].items():
-                row[n] = row.get(n, 0) - factor * c
-        row = {n: c for n, c in row.items() if c}
-        if not row:
-            continue
-        pivot = next(n for n in reversed(names) if n in row)
-        row = {n: c / row[pivot] for n, c in row.items()}
-        for name, other in pivots.items():
-            if factor := other.get(pivot, 0):
-                merged = subtract(other, {n: factor * c for n, c in row.items()})
-                pivots[name] = {n: c for n, c in merged.items() if c}
-        pivots[pivot] = row
-    basis = []
-    for free in (n for n in names if n not in pivots):
-        vector = {free: Fraction(1), **{name: -row[free] for name, row in pivots.items() if row.get(free)}}
-        scale = math.lcm(*(c.denominator for c in vector.values()))
-        basis.append({n: int(vector[n] * scale) for n in names if vector.get(n)})
-    return basis

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 from threadpoolctl import threadpool_limits
 
 # (pool, its size) of the surrounding `threads` block; each thread has its own
@@ -67,6 +68,7 @@ class _OneThreadPerProduct:
         with self.lock:
             self.open += 1
             if self.open == 1:
+                _let_this_thread_limit_blas()
                 self.limits = threadpool_limits(limits=1, user_api="blas")
                 _libc()
 
@@ -74,12 +76,20 @@ class _OneThreadPerProduct:
         with self.lock:
             self.open -= 1
             if self.open == 0:
+                _let_this_thread_limit_blas()
                 self.limits.restore_original_limits()
                 if libc := _libc():
                     libc.malloc_trim(0)  # gives all of it back
 
 
 _BLAS = _OneThreadPerProduct()
+
+
+def _let_this_thread_limit_blas():
+    """Newer versions of threadpoolctl obey the first thread that sets a limit and ignore all others: begin again."""
+    controller = getattr(threadpoolctl, "OpenBLASController", None)
+    if controller is not None and hasattr(controller, "clear_controlling_thread"):
+        controller.clear_controlling_thread(force=True)
 
 
 @cache
@@ -111,26 +121,30 @@ def cores() -> int:
     return max(1, min([allowed, *_quotas(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))]))
 
 
-def _quotas(root: Path, membership: Path) -> Iterator[int]:
-    """Cores that each control group around this process allows, of version 2 (cpu.max) and 1 (cpu.cfs_quota_us)."""
+def _quotas(root: Path, membership: Path) -> list[int]:
+    """Cores that the control groups around this process allow, of version 2 (cpu.max) and 1 (cpu.cfs_quota_us).
+
+    `membership` has lines "number:controllers:/path/of/group"; version 2 has no controllers, and no folder for them.
+    """
+    folders: set[Path] = set()
     with suppress(OSError):
         for line in membership.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            for place in (Path(path), *Path(path).parents):
-                for folder in (root, root / controllers):
-                    with suppress(OSError, ValueError):
-                        yield _quota(folder / str(place).lstrip("/"))
+            _, controllers, group = line.split(":", 2)
+            top = root / controllers
+            folders |= {top, *(top / str(place).lstrip("/") for place in (Path(group), *Path(group).parents))}
+    return [cores for folder in sorted(folders) if (cores := _quota(folder))]
 
 
-def _quota(folder: Path) -> int:
-    """Cores that one control group allows. OSError where it sets no limit, ValueError where the limit is "max"."""
-    if (both := folder / "cpu.max").exists():
-        limit, period = both.read_text().split()
-    else:
-        limit, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-    if int(limit) <= 0:
-        raise ValueError("no limit")
-    return math.ceil(int(limit) / int(period))
+def _quota(folder: Path) -> int | None:
+    """Cores that one control group allows, rounded up; None where it sets no limit."""
+    try:
+        if (both := folder / "cpu.max").exists():
+            limit, period = both.read_text().split()
+        else:
+            limit, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return math.ceil(int(limit) / int(period)) if int(limit) > 0 else None
+    except (OSError, ValueError):  # no such files, or the limit is "max"
+        return None
 
 
 def map_chunks(function: Callable[[slice], Any], length: int, bytes_per_item: int, chunk_bytes: int = 2**20) -> list:

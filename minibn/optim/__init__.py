@@ -4,7 +4,11 @@
 iterable of step objects; each `step()` draws one of them.
 """
 
+from minibn.optim.adamw import AdamStep, AdamW
 from minibn.optim.base import Optimizer, StepNumbers
+from minibn.optim.lion import Lion, LionStep
+from minibn.optim.muon import Muon, MuonStep
 from minibn.optim.sgd import SGD, Schedule, Step, update
 
-__all__ = ["SGD", "Optimizer", "Schedule", "Step", "StepNumbers", "update"]
+__all__ = ["SGD", "AdamStep", "AdamW", "Lion", "LionStep", "Muon", "MuonStep", "Optimizer", "Schedule", "Step", "StepNumbers",
+           "update"]

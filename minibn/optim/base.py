@@ -22,7 +22,7 @@ class StepNumbers:
 
     Every field is made a Python float, since NumPy's numbers would change the dtype of the weights, and is checked.
 
-    Subclasses set
+    Subclasses have the fields `lr` and `weight_decay` and set
         limits: {field: (low, high)}. A number must lie between the two. 0 itself is allowed, other limits are not.
         degree: k, the degree of the update in the gradients. Gradients c times as large make the update c^k times as
             large: 1 for SGD, 0 for methods that divide by the size of their gradients.
@@ -32,6 +32,12 @@ class StepNumbers:
     limits: ClassVar[Mapping[str, tuple[float, float]]]
     degree: ClassVar[int]
     lr: Any
+    weight_decay: Any
+
+    @property
+    def shrink(self) -> float:
+        """δ: decoupled weight decay multiplies the weights by 1 - δ in this step."""
+        return self.lr * self.weight_decay
 
     def __post_init__(self) -> None:
         for name, (low, high) in self.limits.items():
@@ -73,6 +79,7 @@ class Optimizer(Generic[S]):
 
     step_type: ClassVar[type[StepNumbers]]
     entries: ClassVar[tuple[str, ...]]
+    scale: float = 1.0  # P: the weights of the ordinary run are P times these. See `equivalence.undecayed`
 
     def __init__(self, parameters: Iterable["Parameter"], schedule: Iterable[S]) -> None:
         name = type(self).__name__
@@ -150,14 +157,16 @@ class Optimizer(Generic[S]):
         for parameter in self.parameters:
             parameter.zero_grad()
 
+    def arrays(self) -> dict[str, Array]:
+        """{"ENTRY/i": state array of parameter i} for each name ENTRY in `entries`; the arrays themselves, not copies."""
+        return {f"{entry}/{i}": array for entry in self.entries for i, array in enumerate(getattr(self, entry))}
+
     def state_dict(self) -> dict[str, Any]:
         """A flat dict of all that training needs to go on: numbers, and copies of arrays.
 
-        {"steps": number of updates so far, "ENTRY/i": state array of parameter i} for each name ENTRY in `entries`.
+        {"steps": number of updates so far, "ENTRY/i": state array of parameter i}, the names as in `arrays`.
         """
-        arrays = {f"{entry}/{i}": backend.asarray(array, array)
-                  for entry in self.entries for i, array in enumerate(getattr(self, entry))}
-        return {"steps": self.steps, **arrays}
+        return {"steps": self.steps, **{name: backend.asarray(array, array) for name, array in self.arrays().items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`. The schedule, which must be fresh, is read up to the same step.
@@ -176,7 +185,7 @@ class Optimizer(Generic[S]):
         flat = {key: value for key, value in state.items() if key not in self.entries}
         for entry in set(self.entries) & state.keys():
             flat |= {f"{entry}/{i}": array for i, array in enumerate(state[entry])}
-        wanted = self.state_dict()
+        wanted = {"steps": 0, **self.arrays()}
         if flat.keys() != wanted.keys():
             raise ValueError(f"the state has {_listed(flat)}; {name} with {len(self.parameters)} parameters needs "
                              f"{_listed(wanted)}")

@@ -15,6 +15,11 @@ The normalised score is BatchNorm in its population form: <x, w> has mean 0 and 
 |w|. Normalised and without weight decay, |w| grows, so the effective lr η/|w|² falls, and the error
 falls with it. Weight decay keeps |w| small, so the effective lr and the error stay high. All seeds
 are simulated at once, as one array (seeds, m).
+
+Theorem 3.1 says more: with both, the error leaves even the best weights again. To test it, start there
+with long weights, `start=R e_1`, and count how many seeds have their first passage within `window`.
+From a random start the test would have no power: there the error exceeds any small level at once, with
+or without weight decay.
 """
 
 import math
@@ -24,7 +29,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
-from minibn.optim import Schedule
+from minibn.optim import Schedule, update
 
 
 class Toy(NamedTuple):
@@ -37,8 +42,8 @@ class Toy(NamedTuple):
 
 
 def simulate(schedule: Schedule, steps: int, *, normalised: bool, seeds: int = 20, dim: int = 20, batch: int = 1,
-             every: int = 1, rng: Generator) -> Toy:
-    """SGD `w <- w - η (dL/dw + λ w)` on the toy problem, for many seeds at once, from w ~ N(0, I_m / m).
+             every: int = 1, start: ArrayLike | None = None, rng: Generator) -> Toy:
+    """SGD `w <- w - η (dL/dw + λ w)` on the toy problem, for many seeds at once.
 
     Args:
         schedule: iterable of `Step`, of which η and λ are used. They may change.
@@ -48,14 +53,16 @@ def simulate(schedule: Schedule, steps: int, *, normalised: bool, seeds: int = 2
         dim: m, at least 2.
         batch: B, inputs per step.
         every: record after every so many steps.
+        start: the weights before the first step, (m,) for all seeds or (S, m). None: each seed draws
+            its own from N(0, I_m / m).
         rng: numpy.random.Generator of the start and the inputs.
 
     Returns:
         Toy
 
     Raises:
-        ValueError: an argument is out of range, the schedule is too short, or a Step has momentum or
-            anything else besides η and λ.
+        ValueError: an argument is out of range, `start` has another shape or a row of zeros, the schedule
+            is too short, or a Step has momentum or anything else besides η and λ.
 
     Example:
         >>> from minibn.schedules import constant
@@ -68,7 +75,7 @@ def simulate(schedule: Schedule, steps: int, *, normalised: bool, seeds: int = 2
     if min(steps, seeds, batch, every) < 1 or dim < 2 or steps < every:
         raise ValueError("simulate needs steps, seeds, batch and every of at least 1, steps >= every, dim of at least 2; "
                          f"got {steps}, {seeds}, {batch}, {every}, {dim}")
-    w = rng.standard_normal((seeds, dim)) / math.sqrt(dim)
+    w = rng.standard_normal((seeds, dim)) / math.sqrt(dim) if start is None else _start(start, seeds, dim)
     total, records = np.zeros_like(w), []
     schedule = iter(schedule)
     for t in range(1, steps + 1):
@@ -76,12 +83,19 @@ def simulate(schedule: Schedule, steps: int, *, normalised: bool, seeds: int = 2
         if step is None or step != type(step)(step.lr, weight_decay=step.weight_decay):
             raise ValueError(f"simulate needs {steps} steps of lr and weight decay alone; step {t - 1} is {step}")
         x = rng.standard_normal((seeds, batch, dim))
-        w = w - step.lr * (gradient(w, x, normalised) + step.weight_decay * w)
+        w, _ = update(step, w, 0.0, gradient(w, x, normalised))  # the velocity is 0: there is no momentum
         total += w
         if t % every == 0:
             records.append((error(w), np.linalg.norm(w, axis=1), error(total)))
     errors, norms, averaged = (np.stack(column, axis=1) for column in zip(*records, strict=True))
     return Toy(np.arange(every, steps + 1, every), errors, norms, averaged)
+
+
+def _start(start, seeds, dim):
+    w = np.asarray(start, dtype=float)
+    if w.shape not in ((dim,), (seeds, dim)) or not np.all(np.isfinite(w)) or not np.all(np.any(w, axis=-1)):
+        raise ValueError(f"start must hold finite weights, not all 0, of shape ({dim},) or ({seeds}, {dim}); got shape {w.shape}")
+    return np.broadcast_to(w, (seeds, dim))
 
 
 def gradient(w: np.ndarray, x: np.ndarray, normalised: bool) -> np.ndarray:
@@ -96,7 +110,7 @@ def gradient(w: np.ndarray, x: np.ndarray, normalised: bool) -> np.ndarray:
     length = np.linalg.norm(w, axis=1)[:, None, None] if normalised else 1.0
     direction = w[:, None, :] / length
     score = np.sum(x * direction, axis=2)
-    slope = -y / (1 + np.exp(y * score))  # dL/ds
+    slope = -y * np.exp(-np.logaddexp(0, y * score))  # dL/ds = -y / (1 + exp(y s)), without overflow
     inputs = (x - score[:, :, None] * direction) / length if normalised else x
     return np.mean(slope[:, :, None] * inputs, axis=1)
 
@@ -109,6 +123,25 @@ def error(w: np.ndarray) -> np.ndarray:
         array([0.  , 0.25, 1.  ])
     """
     return np.arctan2(np.linalg.norm(w[..., 1:], axis=-1), w[..., 0]) / np.pi
+
+
+def first_passage(toy: Toy, level: float) -> np.ndarray:
+    """The first recorded step of each seed after which its error exceeds `level`; inf if there is none.
+
+    Args:
+        toy: what `simulate` recorded, with `every=1` so that no step is missed.
+        level: fraction of inputs misclassified.
+
+    Returns:
+        (S,) float.
+
+    Example:
+        >>> toy = Toy(np.array([1, 2, 3]), np.array([[0.1, 0.3, 0.2], [0.1, 0.1, 0.1]]), np.ones((2, 3)), np.ones((2, 3)))
+        >>> first_passage(toy, 0.2)
+        array([ 2., inf])
+    """
+    above = toy.error > level
+    return np.where(above.any(axis=1), toy.steps[above.argmax(axis=1)], np.inf)
 
 
 def window(norm: ArrayLike, lr: float, weight_decay: float, epsilon: float, *, dim: int, batch: int, delta: float) -> Any:

@@ -20,7 +20,8 @@ def read(sets: Sequence[Set], form: str) -> None:
         places = [part.places for part in parts]
         if (record["form"], record["params"]) != (form, places):
             raise ValueError(f"the optimizer's state is of a run with weight decay {record['form']} for parameters "
-                             f"{record['params']} of a param group; now it is to be {form} for {places}. Convert as in the run that was saved")
+                             f"{record['params']} of a param group; now it is to be {form} for {places}. Convert as in the run "
+                             "that was saved")
         for i, part in enumerate(parts):
             part.frame, part.steps = Frame(*(record[name][i] for name in Frame._fields)), record["steps"][i]
 

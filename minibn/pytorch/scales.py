@@ -75,7 +75,7 @@ def _flat(loss, groups, exponents):
     _, gradients = loss.gradients([name for group in groups for name in group])
     inners, sizes = _products(loss, groups, gradients)
     _moved(loss, groups, -exponents)
-    return np.array([abs(t) <= EXACT * s + 1e-11 * max(sizes) for t, s in zip(inners, sizes, strict=True)])
+    return np.array([abs(t) <= EXACT * s + 1e-11 * max(sizes) for t, s in zip(inners, sizes, strict=True)], bool)
 
 
 def _constant(loss, groups, chosen, rng):

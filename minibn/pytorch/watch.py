@@ -54,8 +54,11 @@ class Gradients:
 
     def _is_stale(self, p):
         """Whether this is the gradient of the last step, untouched."""
-        gradient, (reference, version) = p.grad, self._stale.get(p, (None, 0))
-        return reference is not None and gradient is not None and reference() is gradient and version == gradient._version
+        gradient = p.grad
+        if gradient is None or p not in self._stale:
+            return False
+        reference, version = self._stale[p]
+        return reference() is gradient and version == gradient._version
 
 
 class Weights:

@@ -102,6 +102,8 @@ def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimi
         ValueError: the file is damaged, or was written with other settings, groups or shapes.
     """
     arrays, facts = load(path)
+    if not isinstance(facts, dict) or not facts.keys() >= {"optimizers", "generator", "columns", "settings"}:
+        raise ValueError(f"{path} is a checkpoint, but not one of this version's training.fit; give another file")
     if facts["settings"] != json.loads(json.dumps(settings)):
         raise ValueError(f"{path} was written with other settings, {facts['settings']}; now they are {settings}. Go on with the "
                          "same, or give another file")

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from minibn import backend, kernels, nn
+from minibn import backend, data, kernels, nn
 from minibn.backend import Array, array_namespace
 
 
@@ -21,8 +21,9 @@ def evaluate(model: nn.Module, x: Array, y: Array, *, loss: nn.Loss | None = Non
         two floats.
 
     Raises:
-        ValueError: there are no examples.
+        TypeError, ValueError: as in `data.check_examples`; or a batch size below 1.
     """
+    data.check_examples(x, y)
     outputs = predict(model, x, batch_size=batch_size, threads=threads)
     y = backend.move(y, outputs)
     value, right = backend.read([(loss or nn.CrossEntropy())(outputs, y), accuracy(outputs, y)])
@@ -35,10 +36,11 @@ def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int |
     Each batch of x is moved to the model's device, and the outputs are moved to that of x.
 
     Raises:
-        ValueError: there are no examples.
+        TypeError: x is not an array, or has a mask.
+        ValueError: there are no examples, or a batch size below 1.
     """
-    if x.shape[0] == 0:
-        raise ValueError("predict needs at least one example")
+    data.check_array("x", x)
+    data.check_batch_size(batch_size)
     where = next(model.arrays(), None)
     with _mode(model, train=False), kernels.threads(threads):
         parts = [model(_part(x, i, batch_size, where)) for i in range(0, x.shape[0], batch_size)]
@@ -58,7 +60,13 @@ def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int
         x: inputs (N, …). Only whole batches count, unless N is below `batch_size`.
         batch_size: inputs per batch.
         threads: as in `minibn.threads`.
+
+    Raises:
+        TypeError: x is not an array, or has a mask.
+        ValueError: there are no examples, or a batch size below 1.
     """
+    data.check_array("x", x)
+    data.check_batch_size(batch_size)
     norms = [module for _, module in model.named_modules() if isinstance(module, nn.BatchNorm)]
     momenta, where = [norm.momentum for norm in norms], next(model.arrays(), None)
     try:

@@ -1,0 +1,1 @@
+"""Experiments that take hours; what they measured is in docs/."""

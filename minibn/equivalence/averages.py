@@ -1,0 +1,69 @@
+"""Averages of weights (EMA, SWA, Lookahead) of a run without weight decay. Not in the paper.
+
+Let w = P w̃ be the weights of the run with weight decay, P' those of w' = P' w̃' after a step. Its average is
+E' = μ E + (1 - μ) w'. P shrinks, so the same average of w̃ would weigh late weights more. Give the average a frame of its
+own, E = Q Ẽ, and insert:
+
+    Q' = μ Q + (1 - μ) P'        μ̃ = μ Q / Q'        Ẽ' = μ̃ Ẽ + (1 - μ̃) w̃'
+
+So the converted run averages with μ̃ instead of μ, and Ẽ differs from E by its scale alone, which a scale-invariant
+network does not see. Start with Ẽ = w̃ and Q = P. P is the `scale` of `undecayed`, or `frame_after(…).scale`.
+
+Example: an exponential average of the weights of a converted optimiser, after each of its steps
+
+    average.weight, average.scale = ema(0.999, average.weight, average.scale, w.data, optimizer.scale)
+"""
+
+from minibn.backend import Array
+
+
+def ema(mu: float, average: Array, average_scale: float, weight: Array, scale: float) -> tuple[Array, float]:
+    """Exponential moving average: (Ẽ', Q') from Ẽ, Q, the converted weights w̃' and their P'.
+
+    Args:
+        mu: μ, from 0 to 1: what the average keeps.
+        average, average_scale: Ẽ and Q; the first time a copy of w̃ and P.
+        weight, scale: w̃' and P', after the step. With scales of 1 it is the ordinary average.
+
+    Example:
+        >>> ema(0.5, 6.0, 1.0, 6.0, 0.5)  # of w = 6 and 3, which is 4.5 = 0.75 · 6
+        (6.0, 0.75)
+    """
+    if not 0 <= mu <= 1:
+        raise ValueError(f"mu must lie between 0 and 1, got {mu}")
+    new_scale = mu * average_scale + (1 - mu) * scale
+    mu = mu * average_scale / new_scale
+    return mu * average + (1 - mu) * weight, new_scale
+
+
+def swa(count: int, average: Array, average_scale: float, weight: Array, scale: float) -> tuple[Array, float]:
+    """Stochastic weight averaging (Izmailov et al., 2018), the plain mean: (Ẽ', Q') with w̃' as the `count`-th weights.
+
+    `ema` with μ = 1 - 1/count. Arguments and result as there; count is 1 for the first weights.
+
+    Example:
+        >>> swa(1, 0.0, 1.0, 8.0, 0.5)
+        (8.0, 0.5)
+    """
+    if count < 1:
+        raise ValueError(f"count starts at 1, got {count}")
+    return ema(1 - 1 / count, average, average_scale, weight, scale)
+
+
+def lookahead(alpha: float, slow: Array, slow_scale: float, weight: Array, scale: float) -> tuple[Array, float]:
+    """Lookahead (Zhang et al., 2019) at a synchronisation: the new (w̃, P) of both the slow and the fast weights.
+
+        P_new = (1 - α) P_slow + α P        α̃ = α P / P_new        w̃ <- (1 - α̃) w̃_slow + α̃ w̃
+
+    `ema` with μ = 1 - α. Then put the result into the parameters, and P_new into the optimiser's `scale`.
+
+    Args:
+        alpha: α, from 0 to 1.
+        slow, slow_scale: the slow weights and their P, from the last synchronisation.
+        weight, scale: the fast weights and their P.
+
+    Example:
+        >>> lookahead(0.5, 6.0, 1.0, 6.0, 0.5)
+        (6.0, 0.75)
+    """
+    return ema(1 - alpha, slow, slow_scale, weight, scale)
