@@ -72,7 +72,7 @@ class Symmetries:
         equations: iterable of `degree.Equation` between the parameters' exponents.
         cancelled_by: {name of a parameter: the normalisations that cancel its scale}.
         eps: {normalisation: its eps}, where that is not 0.
-        sizes: {name: number of entries}. Where sets overlap, the choice with clearly more entries is taken.
+        sizes: {name: number of entries}. Where sets overlap and another choice has half as many entries again, that is taken.
 
     Attributes:
         names: all parameters, in the network's order.
@@ -118,7 +118,7 @@ class Symmetries:
             return first
         large = self._disjoint(sorted(self.names, key=lambda n: (self._is_vector(n), -self._sizes[n])))
         entries = [sum(self._sizes[n] for group in groups for n in group) for groups in (first, large)]
-        return large if entries[1] > 1.1 * entries[0] else first
+        return large if entries[1] > 1.5 * entries[0] else first
 
     def _disjoint(self, order):
         """Finest sets, none of which overlap, found for one parameter after the other."""
@@ -210,7 +210,7 @@ class Symmetries:
         solution too, so would be the rest, since the equations are linear; and of S and the rest, the
         one that contains `name` comes earlier in the order.
         """
-        order = sorted(self._touching, key=self._is_vector, reverse=True)
+        order = sorted(self._touching, key=lambda n: min(self._dimensions[n], 2))
         fixed = {**dict.fromkeys(taken, 0), name: 1}
         stack = [(fixed, list(fixed))]
         while stack:

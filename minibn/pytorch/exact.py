@@ -72,11 +72,11 @@ class Loss:
 
     Attributes:
         parameters: {name: the copy's parameter} of those that require gradients.
-        tiny: whether eps is taken out.
+        tiny: whether eps is taken out, and gradients that torch hides (of padding) are shown.
     """
 
     def __init__(self, model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Tensor]) -> None:
-        self.source, self.loss_fn, self.tiny = model, loss_fn, True
+        self.source, self.loss_fn = model, loss_fn
         self.model = _widened(_copied(model))
         if not self.model.training:
             self.model.train()
@@ -84,12 +84,23 @@ class Loss:
             module.register_forward_pre_hook(lambda _, args, kwargs: (_double(args), _double(kwargs)), with_kwargs=True)
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False
-                module.padding_idx = None  # that row has an effect, and torch hides its gradient
+        self._padding = {m: m.padding_idx for m in self.model.modules() if isinstance(m, torch.nn.Embedding)}
+        self.tiny = True
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.devices = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
         self.eps = dict[float, None]()
         self._buffers = {name: b.clone() for name, b in self.model.named_buffers()}
         self._floor = torch.finfo(next(iter(model.parameters())).dtype).eps  # RMSNorm's eps, if it is None
+
+    @property
+    def tiny(self) -> bool:
+        return self._tiny
+
+    @tiny.setter
+    def tiny(self, tiny: bool) -> None:
+        self._tiny = tiny
+        for module, index in self._padding.items():
+            module.padding_idx = None if tiny else index  # that row has an effect, and torch hides its gradient
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -24,6 +24,7 @@ from minibn.pytorch.exact import Loss, inner, size
 NOISE, SIGNAL = 1e-11, 1e-6  # rounding lies below the one, in networks 1e-15; what matters above the other, 1e-2
 WEAK = 1e-8  # a gradient that is smaller than the largest by this factor has too few digits to measure with
 POINTS = 3  # places, far from each other, that tell what is scale-invariant alone; and equations without news that end the search
+MORE_POINTS = 12  # so many, if something has no effect at the first: dropped at random, or an expert without tokens
 
 
 class Measured(NamedTuple):
@@ -47,8 +48,12 @@ class Measured(NamedTuple):
 def measure(loss: Loss) -> Measured:
     """All rescaling symmetries of `loss`, at random points. Afterwards it stands at one of these."""
     everything = list(loss.parameters)
-    products, sizes, slices = [], [], []
-    for seed in range(1, POINTS + 1):
+    products: list[dict[str, float]] = []
+    sizes: list[dict[str, float]] = []
+    slices: list[dict[str, set[tuple[int, int]]]] = []
+    seed = 0
+    while seed < POINTS or seed < MORE_POINTS and any(all(not s.get(n) for s in sizes) for n in everything):
+        seed += 1
         loss.scatter(seed)
         _, gradients = loss.gradients(everything, seed)
         products.append({n: inner(g, loss.parameters[n]) for n, g in gradients.items()})
@@ -60,13 +65,13 @@ def measure(loss: Loss) -> Measured:
     largest = [max(s.values(), default=0.0) or 1.0 for s in sizes]
     effect = {n: max(s.get(n, 0.0) / top for s, top in zip(sizes, largest, strict=True)) for n in everything}
     weak = [n for n in everything if 0 < effect[n] < WEAK]
-    cancelled = _rounding_errors(loss, weak, POINTS) if weak else set()
+    cancelled = _rounding_errors(loss, weak, seed) if weak else set()
     unknown = [n for n in everything if effect[n] == 0 or n in weak and n not in cancelled]
     names = [n for n in everything if n not in unknown]
     alone = {n for n in names if n in cancelled or all(
         abs(t.get(n, 0.0)) <= s.get(n, 0.0) * NOISE + 1e-13 * top for t, s, top in zip(products, sizes, largest, strict=True))}
     rest = [n for n in names if n not in alone]
-    rows, scale = _rows(loss, rest, products, sizes)
+    rows, scale = _rows(loss, rest, products, sizes, seed)
     return Measured(names, cancelled, unknown, _equations(rows, scale, rest), _common(slices, rest))
 
 
@@ -78,11 +83,11 @@ def _rounding_errors(loss, weak, seed):
     return {n for n in weak if float((after[n] - before[n]).abs().max()) > 0.01 * float(before[n].abs().max())}
 
 
-def _rows(loss, names, products, sizes):
+def _rows(loss, names, products, sizes, seed):
     """(matrix of t, one row per point and one column per name; the columns' sizes): until more rows tell nothing new."""
     scale = np.array([max(s[n] for s in sizes if n in s) for n in names])
     rng, rows, basis, stale = np.random.default_rng(0), [], np.empty((0, len(names))), 0
-    seed, factors = POINTS, np.zeros(len(names))
+    factors = np.zeros(len(names))
     while names and stale < POINTS:
         if products:
             product = products.pop(0)
@@ -152,6 +157,7 @@ def _slices(gradients, loss):
 
 
 def _common(slices, names):
-    """{name: the slices found at every point}, of `names`."""
+    """{name: the thirds found at every point, or else the halves}, of `names`."""
     common = {n: set.intersection(*(s.get(n, set()) for s in slices)) for n in names}
-    return {n: sorted(parts) for n, parts in common.items() if parts}
+    most = {n: max((of for _, of in parts), default=0) for n, parts in common.items()}
+    return {n: sorted((i, of) for i, of in parts if of == most[n]) for n, parts in common.items() if parts}

@@ -10,7 +10,6 @@ from minibn.pytorch import averages, scales
 from minibn.pytorch.exact import Loss
 from minibn.pytorch.measure import Measured, measure
 
-APPROXIMATE = 0.1  # a gap above this one is no approximation any more
 HIDES = ("in {}: its class is not torch's own, and may hide an eps (a tensor, compiled code) or compute in float32")
 
 
@@ -74,7 +73,7 @@ class Report:
     def __init__(self, model: torch.nn.Module, loss: Loss, measured: Measured, optimizer: Any) -> None:
         self.model, self.optimizer, self.unknown = model, optimizer, measured.unknown
         own = dict(model.named_parameters())
-        axes = {n: sum(length > 1 for length in own[n].shape) for n in measured.names}
+        axes = _axes({n: own[n].shape for n in measured.names})
         self._found = Symmetries(axes, measured.equations, sizes={n: own[n].numel() for n in axes})
         self.basis, self.refused = self._found.basis, dict[tuple[str, ...], str]()
         groups = [g for g in self._found.groups if not self._excluded(g)]
@@ -84,8 +83,8 @@ class Report:
         self.carried = averages.carried(loss, groups, lambda g: all(axes[n] < 2 and n not in measured.cancelled for n in g))
         self.cancelled = measured.cancelled
         gaps = scales.own_gaps(loss, groups)
-        self.change, near = (gaps.value, gaps.gradient), [gap <= APPROXIMATE for gap in gaps.groups]
-        self._refuse(groups, near, f"eps, up to {loss.largest_eps:g}, is too large for them: gap above {APPROXIMATE}")
+        self.change, near = (gaps.value, gaps.gradient), [gap <= scales.APPROXIMATE for gap in gaps.groups]
+        self._refuse(groups, near, f"eps, up to {loss.largest_eps:g}, is too large for them: gap above {scales.APPROXIMATE}")
         self.groups = [g for g, small in zip(groups, near, strict=True) if small]
         self.gaps = [gap for gap, small in zip(gaps.groups, near, strict=True) if small]
         self.eps = loss.largest_eps
@@ -173,6 +172,14 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
         if inside is None:
             return model
         model = inside
+
+
+def _axes(shapes):
+    """{name: number of axes longer than 1}, by which parameters are told apart: 2 and more for the weights of a layer, 1 for
+    a bias of such a layer, and 0 for other vectors, which are the last to be converted."""
+    axes = {name: sum(length > 1 for length in shape) for name, shape in shapes.items()}
+    layers = {name.rpartition(".")[0] for name, count in axes.items() if count >= 2}
+    return {name: count if count >= 2 else int(name.rpartition(".")[0] in layers) for name, count in axes.items()}
 
 
 def _suspects(model):

@@ -14,6 +14,7 @@ from minibn.pytorch.exact import Loss, inner, size
 
 RANGE = 8  # weights are multiplied by up to 2**8 and 2**-8: `band`
 EXACT = 1e-8  # a gap
+APPROXIMATE = 0.1  # a gap above this one is no approximation any more
 Groups = Sequence[Sequence[str]]
 
 
@@ -21,7 +22,8 @@ class Gaps(NamedTuple):
     """What the model's own eps does; all are 0, up to rounding, where a conversion is exact.
 
     Attributes:
-        groups: for each, `|dL/d log c| / (|∂L/∂w| |w|)`: the change of the loss when its weights w are multiplied by c.
+        groups: for each, `|dL/d log c| / (|∂L/∂w| |w|)`: the change of the loss when its weights w are multiplied by c. Above 0.1
+            it is `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, if that is larger.
         value: `|L(2w) - L(w)| / |L(w)|`, with all groups doubled.
         gradient: `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, with all groups doubled.
     """
@@ -53,9 +55,21 @@ def own_gaps(loss: Loss, groups: Groups) -> Gaps:
     gaps = [abs(t) / max(s, EXACT * max(sizes)) if s else 0.0 for t, s in zip(inners, sizes, strict=True)]
     loss.scale(dict.fromkeys(members, 2.0))
     doubled, after = loss.gradients(members)
+    loss.scale(dict.fromkeys(members, 0.5))
+    top = _norm(gradients.values())
+    for i, group in enumerate(groups):  # a set whose gradient changes: by its own scale, or by that of others?
+        if _change(gradients, after, group, top) > APPROXIMATE:
+            loss.scale(dict.fromkeys(group, 2.0))
+            gaps[i] = max(gaps[i], _change(gradients, loss.gradients(group)[1], group, top))
+            loss.scale(dict.fromkeys(group, 0.5))
     loss.tiny = True
-    change = _norm(2 * after[n] - g for n, g in gradients.items()) / max(_norm(gradients.values()), 1e-300)
-    return Gaps(gaps, abs(doubled - value) / max(abs(value), 1e-300), change)
+    return Gaps(gaps, abs(doubled - value) / max(abs(value), 1e-300), _change(gradients, after, members, top))
+
+
+def _change(before, after, names, top):
+    """`|2 ∇L(2w) - ∇L(w)| / |∇L(w)|` of some weights; gradients that only rounding left over do not count."""
+    names = [n for n in names if n in before and n in after]
+    return _norm(2 * after[n] - before[n] for n in names) / max(_norm(before[n] for n in names), EXACT * top, 1e-300)
 
 
 def _exponents(rng, count):

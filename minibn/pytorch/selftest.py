@@ -2,8 +2,8 @@
 
 A clone of the optimizer trains three small matrices of a scale-invariant toy loss, two of them converted, with decay so
 strong that the weights shrink to a third in 12 steps, and lr and decay change at each step. The two runs agree to rounding, in
-float64 to 1e-9 of the angle they turn by, or the decay is of another kind: wrong rules are off by 4e-4 and more. Twelve steps on a toy prove nothing about
-what an optimizer does later. `handle.check` runs it on the network itself.
+float64 to 1e-9 of the angle that the weights turn by, or the decay is of another kind: wrong rules are off by 4e-4 and more.
+Twelve steps on a toy prove nothing about what an optimizer does later. `handle.check` runs it on the network itself.
 """
 
 import copy
@@ -41,24 +41,22 @@ def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: flo
     Raises:
         TypeError: there is none, or no clone can be made.
     """
-    name, gaps = type(optimizer).__name__, []
-    random = torch.random.get_rng_state()
-    try:
+    name, gaps, failure = type(optimizer).__name__, [], None
+    with torch.random.fork_rng(devices=[]):
         for candidate in CANDIDATES:
-            gap = _gap(optimizer, candidate)
+            try:
+                gap = _gap(optimizer, candidate)
+            except Exception as error:  # of the optimizer on a toy, or of a conversion that is not its own
+                gap, failure = math.inf, error
             if gap <= SAME:
                 rule = candidate.rule(optimizer, form, weight_decay, candidate.delta)
                 rule.steps_without_gradient = candidate.without_gradient
                 return rule
             gaps.append(gap)
-    except Exception as error:
+    if min(gaps) == math.inf:
         raise TypeError(f"whether the weight decay of {name} can be removed was tried on a copy with a small model, and "
-                        f"that failed "
-                        f"({type(error).__name__}: {error}). Give decay=\"lr*wd\" or \"wd\" if you know by how much it "
-                        f"multiplies the "
-                        "weights in each step") from error
-    finally:
-        torch.random.set_rng_state(random)
+                        f"that failed ({type(failure).__name__}: {failure}). Give decay=\"lr*wd\" or \"wd\" if you know by how "
+                        "much it multiplies the weights in each step") from failure
     own = ", a subclass of torch.optim.SGD with a step of its own," if isinstance(optimizer, torch.optim.SGD) else ""
     raise TypeError(f"the weight decay of {name}{own} cannot be removed: on a copy with a small model the converted "
                     f"weights differ by "

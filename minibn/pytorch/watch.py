@@ -30,7 +30,8 @@ class Gradients:
         for p in parameters:
             self._now.discard(p)
             if p.grad is not None:
-                self._stale[p] = weakref.ref(p.grad), p.grad._version
+                gradient: torch.Tensor = p.grad
+                self._stale[p] = weakref.ref(gradient), gradient._version
 
     def divide(self, members: Tensors, ratio: float) -> None:
         """Divide the gradients that did not come through a hook, once.
@@ -58,7 +59,7 @@ class Gradients:
         if gradient is None or p not in self._stale:
             return False
         reference, version = self._stale[p]
-        return reference() is gradient and version == gradient._version
+        return version == gradient._version and reference() is gradient
 
 
 class Weights:
