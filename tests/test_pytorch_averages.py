@@ -239,7 +239,7 @@ def test_check_compares_with_a_control(kind, capsys):
 
 def test_check_shows_a_conversion_that_is_wrong():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
     found = report(model, lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
     found.groups, found.carried = [("1.weight",)], found.carried._replace(sets=[("1.weight",)])
     handle = remove_weight_decay(optimizer, found)

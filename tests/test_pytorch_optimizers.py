@@ -9,8 +9,9 @@ from torch import nn, optim  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from minibn.pytorch import remove_weight_decay, report  # noqa: E402
+from minibn.pytorch.l2 import L2  # noqa: E402
 from minibn.pytorch.recognise import rule_of  # noqa: E402
-from minibn.pytorch.rules import L2, Decoupled, Relative  # noqa: E402
+from minibn.pytorch.rules import Decoupled, Relative  # noqa: E402
 from minibn.pytorch.selftest import measured_rule  # noqa: E402
 
 

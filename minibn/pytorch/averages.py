@@ -37,23 +37,25 @@ class Carried(NamedTuple):
     unfit: list[str]
 
 
-def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool]) -> Carried:
+def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool], cancelled: set[str]) -> Carried:
     """Measure the degrees at the point where `loss` stands, and choose what to convert.
 
     Args:
         loss: of the model.
         groups: the scale-invariant sets.
         affine: whether a group is a norm's γ and β.
+        cancelled: biases that BatchNorm takes out with the mean.
     """
-    sets = [tuple(group) for group in groups]
+    all_sets = sets = [tuple(group) for group in groups]
     degrees, unfit = _degrees(loss, sets)
-    if not unfit:
-        return Carried(sets, degrees, [], [])
-    touching = _touching(loss, sets, unfit)
-    left = {i for reach in touching.values() for i in reach if affine(sets[i])}
-    sets, left_out = _united(sets, touching, left), [sets[i] for i in sorted(left)]
-    degrees, unfit = _degrees(loss, sets)
-    return Carried(sets, degrees, left_out, unfit)
+    touching = _touching(loss, sets, unfit) if unfit else {}
+    left: set[int] = set()
+    for spoils in (affine, cancelled.issuperset):  # a bias of the layer itself can be carried along, one from further up not
+        if unfit:
+            left |= {i for name in unfit for i in touching.get(name, ()) if spoils(all_sets[i])}
+            sets = _united(all_sets, touching, left)
+            degrees, unfit = _degrees(loss, sets)
+    return Carried(sets, degrees, [all_sets[i] for i in sorted(left)], unfit)
 
 
 def _degrees(loss, sets):
@@ -70,7 +72,7 @@ def _degrees(loss, sets):
             for i in part:
                 digit = power.div(4.0 ** (i - start), rounding_mode="floor").remainder(4)
                 if digit.any():
-                    degrees[name].append((i, _filled(digit)))
+                    degrees[name].append((i, _filled(digit, statistic)))
     return degrees, _misfits(loss, sets, rest, base, degrees)
 
 
@@ -105,10 +107,10 @@ def _at(loss, sets, exponents):
     return after
 
 
-def _filled(degree):
+def _filled(degree, statistic):
     """Entries without a statistic on this batch (dead channels) get the degree of the others, if these have one."""
     known = degree[degree != 0].unique()
-    return torch.full_like(degree, known.item()) if len(known) == 1 else degree
+    return torch.where(statistic == 0, known[0], degree) if len(known) == 1 else degree
 
 
 def _touching(loss, sets, buffers):

@@ -17,8 +17,9 @@ import torch
 from minibn.equivalence.streams import Frame
 from minibn.pytorch import records, script_form, watch
 from minibn.pytorch.averages import Averages
+from minibn.pytorch.l2 import L2
 from minibn.pytorch.parts import Set, merged, uneven
-from minibn.pytorch.rules import L2, Decoupled, Group, Move
+from minibn.pytorch.rules import Decoupled, Group, Move
 
 if TYPE_CHECKING:
     from minibn.pytorch.check import Check
@@ -276,7 +277,7 @@ class Conversion:
         for s in self.sets:
             for part in s.parts:
                 for p in part.members:
-                    self.rules[part.optimizer].back(p, part.frame)
+                    self.rules[part.optimizer].carry(p, part.frame, back=True)
                 part.group.pop(records.KEY, None)
         for hook in [*self._hooks, *self._asleep.hooks]:
             hook.remove()

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from minibn.pytorch.rules import ALONE, L2, PRODUCT, Decoupled, Delta, Group, Relative
+from minibn.pytorch.l2 import L2
+from minibn.pytorch.rules import ALONE, PRODUCT, Decoupled, Delta, Group, Relative
 from minibn.pytorch.selftest import measured_rule
 
 Optimizer = torch.optim.Optimizer

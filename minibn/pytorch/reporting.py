@@ -80,7 +80,8 @@ class Report:
         holds = scales.holding(loss, groups)
         self._refuse(groups, holds, "scale-invariant near the measured weights only, not from 2**-8 to 2**8 times these")
         groups = [g for g, holding in zip(groups, holds, strict=True) if holding]
-        self.carried = averages.carried(loss, groups, lambda g: all(axes[n] < 2 and n not in measured.cancelled for n in g))
+        self.carried = averages.carried(loss, groups, lambda g: all(axes[n] < 2 and n not in measured.cancelled for n in g),
+                                        measured.cancelled)
         self.cancelled = measured.cancelled
         gaps = scales.own_gaps(loss, groups)
         self.change, near = (gaps.value, gaps.gradient), [gap <= scales.APPROXIMATE for gap in gaps.groups]

@@ -14,6 +14,7 @@ from minibn.pytorch.exact import Loss, inner, size
 
 RANGE = 8  # weights are multiplied by up to 2**8 and 2**-8: `band`
 EXACT = 1e-8  # a gap
+NOISE = 1e-9  # of the largest products: what rounding leaves of a bias that cancels, at 2**8 times its size
 APPROXIMATE = 0.1  # a gap above this one is no approximation any more
 Groups = Sequence[Sequence[str]]
 
@@ -89,7 +90,7 @@ def _flat(loss, groups, exponents):
     _, gradients = loss.gradients([name for group in groups for name in group])
     inners, sizes = _products(loss, groups, gradients)
     _moved(loss, groups, -exponents)
-    return np.array([abs(t) <= EXACT * s + 1e-11 * max(sizes) for t, s in zip(inners, sizes, strict=True)], bool)
+    return np.array([abs(t) <= EXACT * s + NOISE * max(sizes) for t, s in zip(inners, sizes, strict=True)], bool)
 
 
 def _constant(loss, groups, chosen, rng):

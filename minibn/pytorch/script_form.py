@@ -17,21 +17,24 @@ def original(handle: "Conversion") -> Iterator[None]:
     """See `Conversion.original`. On the way out, what nobody has written is brought back bit for bit."""
     if handle.inside or any(s.half_stepped for s in handle.sets):
         raise RuntimeError("handle.original() inside itself, or between the steps of two optimizers")
-    tensors = [*handle.parameters, *(handle.averages.buffers if handle.averages else [])]
-    held = [t.detach().clone() for t in tensors]
-    _scale(handle, 1)
-    own = [t.detach().clone() for t in tensors]
+    weights = [(p, part, handle.rules[part.optimizer]) for s in handle.sets for part in s.parts for p in part.members]
+    each = [[p.detach(), *rule.state(p)] for p, _, rule in weights]  # weights with what depends on them (momentum)
+    buffers = [[b] for b in (handle.averages.buffers if handle.averages else [])]
+    held = [[t.clone() for t in tensors] for tensors in each + buffers]
+    _carry(handle, weights, back=True)
+    own = [[t.clone() for t in tensors] for tensors in each + buffers]
     handle.inside = True
     try:
         yield
     finally:
         handle.inside = False
-        untouched = [watch.same(t.detach(), before) for t, before in zip(tensors, own, strict=True)]
-        _scale(handle, -1)
+        untouched = [all(map(watch.same, now, before)) for now, before in zip(each + buffers, own, strict=True)]
+        _carry(handle, weights, back=False)
         with torch.no_grad():
-            for t, before, same in zip(tensors, held, untouched, strict=True):
-                if same:
-                    t.copy_(before)
+            for tensors, before, same in zip(each + buffers, held, untouched, strict=True):
+                for t, old in zip(tensors, before, strict=True):
+                    if same:
+                        t.copy_(old)
         handle.weights.note(handle.parameters)
 
 
@@ -47,10 +50,8 @@ def averaged(handle: "Conversion", model: torch.nn.Module, **options: Any) -> to
         return Averaged(model, **options)
 
 
-@torch.no_grad()
-def _scale(handle, sign):
-    for s in handle.sets:
-        for p in s.members:
-            p.mul_(s.ratio**sign)
+def _carry(handle, weights, back):
+    for p, part, rule in weights:
+        rule.carry(p, part.frame, back)
     if handle.averages:
-        handle.averages.multiply([s.ratio**sign for s in handle.sets])
+        handle.averages.multiply([s.ratio if back else 1 / s.ratio for s in handle.sets])

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from minibn.pytorch.conversion import Rule
+from minibn.pytorch.l2 import L2
 from minibn.pytorch.parts import Part, Set
 from minibn.pytorch.reporting import Report
-from minibn.pytorch.rules import L2
 
 Optimizer = torch.optim.Optimizer
 
