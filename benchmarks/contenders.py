@@ -1,7 +1,7 @@
 """A training step of the same PreResNet in minibn, PyTorch and MyGrad: forward, loss, backward, SGD with momentum.
 
-Each contender is a function that makes the network and returns the step, a function without arguments. PyTorch's
-network is the one that `tests/test_torch_oracle.py` checks against minibn's.
+Each contender is a function that makes the network and returns the step, a function without arguments.
+`tests/test_benchmarks.py` checks that PyTorch's network, `torch_preresnet`, computes what minibn's does.
 """
 
 import numpy as np

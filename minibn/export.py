@@ -23,8 +23,10 @@ def lr_function(schedule: Schedule, steps: int) -> Callable[[Any], Any]:
 
     Use it as a schedule of optax (also under `jit`), in a Keras `LearningRateSchedule`, or as the
     factor of a PyTorch `LambdaLR` on lr=1. Momentum must be that of PyTorch and optax,
-    `v <- γ v + g; w <- w - η v`. Keras keeps lr inside the velocity, `u <- γ u - η g; w <- w + u`.
-    With the same γ that is another method wherever lr changes, unless γ = 0.
+    `v <- γ v + g; w <- w - η v`. Keras keeps lr inside the velocity, `u <- μ u - η g; w <- w + u`.
+    That is the same method with μ = γ η_t / η_{t-1}. So the schedules of a constant learning rate,
+    `texp` with one phase, are exact in Keras with the constant momentum γ / α², where
+    `(α, κ) = equivalence.fixed_point(…)`. Others need a momentum that changes, unless γ = 0.
 
     Args:
         schedule: iterable of `Step`.

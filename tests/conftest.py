@@ -1,6 +1,7 @@
 """Settings for all tests, and the array libraries that they run on: hypothesis without time limits (a slow machine is not a
 failure), GPU tests where there is a GPU."""
 
+import os
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -8,12 +9,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from minibn import backend, kernels
-from minibn.kernels.cpu import convolution, elementwise, normalisation
+from minibn.kernels.cpu import convolution, elementwise, normalisation, sequences
 
 # the fixture `library` stays the same from example to example
 settings.register_profile("minibn", deadline=None, max_examples=40,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-settings.load_profile("minibn")
+settings.register_profile("quick", parent=settings.get_profile("minibn"), max_examples=6)  # for mutation testing
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "minibn"))
 
 OLDEST = "2023.12"  # of the standard's versions, that will do: see `minibn.backend`
 
@@ -57,7 +59,7 @@ class Library(NamedTuple):
 @contextmanager
 def many_chunks(size=256):
     """NumPy's kernels cut arrays into chunks of at most `size` bytes, so that small arrays have many, on two threads."""
-    before = [(module, module.BYTES) for module in (convolution, elementwise, normalisation)]
+    before = [(module, module.BYTES) for module in (convolution, elementwise, normalisation, sequences)]
     try:
         for module, _ in before:
             module.BYTES = size

@@ -71,7 +71,8 @@ def test_a_run_starts_where_it_is_told_to():
     run = toy.simulate(schedules.constant(0.0), 3, normalised=True, seeds=3, dim=2, start=start, rng=np.random.default_rng(0))
     np.testing.assert_array_equal(run.norm, [[5.0] * 3, [2.0] * 3, [1.0] * 3])
     np.testing.assert_allclose(run.error[:, 0], toy.error(start))
-    one = toy.simulate(schedules.constant(0.1), 3, normalised=True, seeds=2, dim=2, start=[1e4, 0.0], rng=np.random.default_rng(0))
+    one = toy.simulate(schedules.constant(0.1), 3, normalised=True, seeds=2, dim=2, start=[1e4, 0.0],
+                       rng=np.random.default_rng(0))
     assert np.all(one.error < 1e-8)
     assert one.error.shape == (2, 3)
 

@@ -50,13 +50,16 @@ def symmetries(model: nn.Module) -> "Symmetries":
 
 def _refuse_degrees_of_another_forward(model):
     """Raise where a class (or an object) has a `forward` of its own, but inherits the `degree` that was written for another."""
+    def forwards(definitions):
+        return sum("forward" in names or "__call__" in names for names in definitions)
+
     for path, module in model.named_modules():
-        classes = type(module).__mro__
-        owner = next(c for c in classes if "degree" in vars(c))
-        below = [vars(module), *map(vars, classes[: classes.index(owner)])]
-        own = sum("forward" in names or "__call__" in names for names in below)
-        allowed = owner.forward is nn.Module.forward  # a base class may leave `forward` to its subclasses
-        if owner is not nn.Module and "degree" not in vars(module) and own > allowed:
+        classes = [c for c in type(module).__mro__ if c is not nn.Module]  # which leaves all three methods to others
+        i, owner = next(((i, c) for i, c in enumerate(classes) if "degree" in vars(c)), (None, None))
+        if owner is None or "degree" in vars(module):
+            continue
+        described = forwards(map(vars, classes[i:]))  # none: a base class, for the first `forward` that a subclass adds
+        if forwards([vars(module), *map(vars, classes[:i])]) > (0 if described else 1):
             name = type(module).__name__
             raise TypeError(f"{path or 'the network'} is a {name}, which has a forward of its own but inherits the degree of "
                             f"{owner.__name__}: that says how another function scales. Define degree(x) in {name} too (if it "

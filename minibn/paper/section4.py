@@ -113,4 +113,4 @@ def bound(lr: ArrayLike, steps: ArrayLike, norm: float = 1.0, *, hessian: float 
     """
     lr, square = np.asarray(lr, dtype=float), norm**2
     growth = np.maximum(hessian * lr - square, 0) + (lr * gradient) ** 2 / square + 2 * lr * loss_range  # W² - |w_0|²
-    return np.sqrt((square + growth) * growth / steps) / lr
+    return np.sqrt((square + growth) * growth / np.asarray(steps)) / lr
