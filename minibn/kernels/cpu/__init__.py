@@ -18,8 +18,18 @@ from minibn.kernels.cpu.elementwise import (
 )
 from minibn.kernels.cpu.normalisation import moments, normalise, normalise_backward
 from minibn.kernels.cpu.sums import affine_backward, sum_rows
-from minibn.kernels.reference import affine, global_average_pool, global_average_pool_backward, inverse_std, norm
+from minibn.kernels.reference import (
+    affine,
+    each,
+    global_average_pool,
+    global_average_pool_backward,
+    inverse_std,
+    joined,
+    norm,
+    zeros_like,
+)
 
 __all__ = ["add", "affine", "affine_backward", "average_pool", "average_pool_backward", "correlate", "correlate_backward",
-           "cross_entropy", "global_average_pool", "global_average_pool_backward", "inverse_std", "logistic", "max_pool",
-           "max_pool_backward", "moments", "norm", "normalise", "normalise_backward", "relu", "relu_backward", "sum_rows"]
+           "cross_entropy", "each", "global_average_pool", "global_average_pool_backward", "inverse_std", "joined", "logistic",
+           "max_pool", "max_pool_backward", "moments", "norm", "normalise", "normalise_backward", "relu", "relu_backward",
+           "sum_rows", "zeros_like"]
