@@ -54,7 +54,7 @@ def growing(lr, momentum, decay, steps):
 
 @given(st.floats(0.01, 0.1), st.floats(0, 0.95), st.floats(0, 1))
 def test_the_closed_form_is_exact_in_keras_with_momentum_gamma_over_alpha_squared(lr, momentum, part):
-    decay = part * min(0.99 * (1 - momentum**0.5) ** 2, 0.03) / lr  # more of it magnifies rounding
+    decay = part * min(0.99 * (1 - momentum**0.5) ** 2, 0.03) / lr  # up to Theorem 1.1's limit; more magnifies rounding
     alpha, kappa = fixed_point(lr, momentum, decay)
     mu, rates = momentum / alpha**2, growing(lr, momentum, decay, 40)
     assert 0 <= mu < 1
