@@ -77,11 +77,14 @@ class Loss:
 
     def __init__(self, model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Tensor]) -> None:
         self.source, self.loss_fn = model, loss_fn
+        self._again: Exact | None = None  # for modules that activation checkpointing calls again in backward
+        self._depth = 0
         self.model = _widened(_copied(model))
         if not self.model.training:
             self.model.train()
         for module in self.model.modules():
-            module.register_forward_pre_hook(lambda _, args, kwargs: (_double(args), _double(kwargs)), with_kwargs=True)
+            module.register_forward_pre_hook(self._entered, with_kwargs=True)
+            module.register_forward_hook(self._left, always_call=True)
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False
         self._padding = {m: m.padding_idx for m in self.model.modules() if isinstance(m, torch.nn.Embedding)}
@@ -146,8 +149,10 @@ class Loss:
         with torch.enable_grad():
             loss = self.value(seed)
         if loss.requires_grad and wanted:
-            with self._drawing(seed), Exact(self.tiny, self._floor):  # activation checkpointing computes again here
+            self._again = Exact(self.tiny, self._floor)
+            with self._drawing(seed):
                 torch.autograd.backward(loss, inputs=[p for _, p in wanted])
+            self._again = None
         found = {name: p.grad for name, p in wanted if p.grad is not None}
         for _, p in wanted:
             p.grad = None
@@ -165,6 +170,18 @@ class Loss:
     @property
     def largest_eps(self) -> float:
         return max(self.eps, default=0.0)
+
+    def _entered(self, _, args, kwargs):
+        """Before each module's forward: inputs in float64; in backward also everything inside."""
+        if self._again and not self._depth:
+            self._again.__enter__()
+        self._depth += self._again is not None
+        return _double(args), _double(kwargs)
+
+    def _left(self, *_):
+        self._depth -= self._again is not None
+        if self._again and not self._depth:
+            self._again.__exit__(None, None, None)
 
     @contextmanager
     def _drawing(self, seed: int) -> Iterator[None]:

@@ -45,7 +45,8 @@ class Set:
         return [p for part in self.parts for p in part.members]
 
 
-def uneven(s, bad, what):
+def uneven(s: Set, bad: list[torch.Tensor], what: str) -> RuntimeError:
+    """The error for members of a set that do not step with the others."""
     return RuntimeError(
         f"{len(bad)} of the {len(s.members)} weights {s.name}, which are scale-invariant only together, of shapes "
         f"{[tuple(p.shape) for p in bad[:4]]}, have {what} gradient at this step, so their weight decay differs from "
@@ -53,7 +54,7 @@ def uneven(s, bad, what):
         "Do not convert this set, or convert with mixed=\"move\"")
 
 
-def merged(moves):
+def merged(moves: list[Move]) -> list[Move]:
     """Moves with equal numbers as one, so that torch handles their tensors together."""
     merged: dict = {}
     for move in moves:

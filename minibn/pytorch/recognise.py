@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from minibn.pytorch.l2 import L2
-from minibn.pytorch.rules import ALONE, PRODUCT, Decoupled, Delta, Group, Relative
+from minibn.pytorch.rules import Decoupled, Delta, Group, Relative, alone, product
 from minibn.pytorch.selftest import measured_rule
 
 Optimizer = torch.optim.Optimizer
@@ -66,7 +66,7 @@ def _given(optimizer, form, weight_decay, decay):
         if not isinstance(optimizer, torch.optim.SGD):
             raise TypeError(f'decay="l2" is for torch.optim.SGD and its subclasses, got {type(optimizer).__name__}')
         return L2(optimizer, form, weight_decay)
-    rules: dict[Any, Delta] = {"lr*wd": PRODUCT, "wd": ALONE}
+    rules: dict[Any, Delta] = {"lr*wd": product, "wd": alone}
     if not callable(decay) and decay not in rules:
         raise ValueError(f'decay must be None, "l2", "lr*wd", "wd" or a function of (group, step), got {decay!r}')
     return Decoupled(optimizer, form, weight_decay, decay if callable(decay) else rules[decay])

@@ -24,8 +24,16 @@ from minibn.optim import Step
 Group = dict[str, Any]
 Delta = Callable[[Group, int], float]
 SCRIPTS = {"params", "param_names", "lr", "weight_decay", "eps"}  # what an optimizer does not change in its param groups
-PRODUCT: Delta = lambda group, step: float(group["lr"]) * float(group["weight_decay"])  # noqa: E731
-ALONE: Delta = lambda group, step: float(group["weight_decay"])  # noqa: E731
+
+
+def product(group: Group, step: int) -> float:
+    """δ = lr x weight decay, as in torch's own."""
+    return float(group["lr"]) * float(group["weight_decay"])
+
+
+def alone(group: Group, step: int) -> float:
+    """δ = weight decay, whatever lr is ("independent" decay)."""
+    return float(group["weight_decay"])
 
 
 class Plan(NamedTuple):
@@ -62,7 +70,7 @@ class Decoupled:
 
     steps_without_gradient = False  # whether it moves, and decays, weights without gradient, which torch's own leave alone
 
-    def __init__(self, optimizer: torch.optim.Optimizer, form: str, weight_decay: float, delta: Delta = PRODUCT) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, form: str, weight_decay: float, delta: Delta = product) -> None:
         self.optimizer, self.form, self.weight_decay, self.delta = optimizer, form, weight_decay, delta
         self.saved: list[Group] | None = None
         self.parts: list[tuple[Group, Group, Group]] = []
@@ -81,8 +89,8 @@ class Decoupled:
         if float(group["weight_decay"]):
             raise ValueError(f"step {t} already has weight_decay={float(group['weight_decay'])}: apply "
                              f"remove_weight_decay first")
-        product = float(group["lr"]) * scale * self.weight_decay
-        return Plan(Frame(scale / (1 + product)), 1 / scale)
+        share = float(group["lr"]) * scale * self.weight_decay
+        return Plan(Frame(scale / (1 + share)), 1 / scale)
 
     @torch.no_grad()
     def start(self, moves: list[Move]) -> None:

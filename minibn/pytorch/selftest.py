@@ -15,7 +15,7 @@ import torch
 
 from minibn.pytorch.conversion import Conversion
 from minibn.pytorch.parts import Part, Set
-from minibn.pytorch.rules import ALONE, PRODUCT, Decoupled, Delta, Relative
+from minibn.pytorch.rules import Decoupled, Delta, Relative, alone, product
 
 STEPS, SHRINK, SAME = 12, 0.3, 1e-4
 SHAPE = (4, 3)
@@ -31,7 +31,7 @@ class Candidate(NamedTuple):
 
 
 CANDIDATES = [Candidate(name, rule, delta, without)
-              for name, rule, delta in [("lr*wd", Decoupled, PRODUCT), ("wd", Decoupled, ALONE), ("lr*wd", Relative, PRODUCT)]
+              for name, rule, delta in [("lr*wd", Decoupled, product), ("wd", Decoupled, alone), ("lr*wd", Relative, product)]
               for without in (False, True)]
 
 
@@ -80,7 +80,7 @@ def _train(optimizer, candidate, convert):
     weights = [torch.nn.Parameter(torch.randn(SHAPE, generator=draw, dtype=torch.float64)) for _ in range(3)]
     clone = _clone(optimizer, weights)
     group, lr = clone.param_groups[0], float(clone.param_groups[0]["lr"]) or 1e-3
-    top = SHRINK if candidate.delta is ALONE else SHRINK / lr
+    top = SHRINK if candidate.delta is alone else SHRINK / lr
     handle = None
     if convert:
         rule = candidate.rule(clone, "removed", 0.0, candidate.delta)
