@@ -15,5 +15,5 @@ from minibn import backend, data, equivalence, invariance, kernels, models, moni
 from minibn.kernels import plain, threads
 from minibn.optim import SGD, Step
 
-__all__ = ["SGD", "Step", "__version__", "backend", "data", "equivalence", "invariance", "kernels", "models", "monitor", "nn", "optim",
-           "plain", "schedules", "threads", "training"]
+__all__ = ["SGD", "Step", "__version__", "backend", "data", "equivalence", "invariance", "kernels", "models", "monitor", "nn",
+           "optim", "plain", "schedules", "threads", "training"]

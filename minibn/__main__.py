@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         saved = (f"saved at step {stopped.step} in {stopped.path}; the same command goes on from there" if stopped.path else
                  "nothing was saved: no --checkpoint" if "checkpoint" in flags else "nothing was saved")
         print(f"\nminibn: stopped by {stopped.signal.name}; {saved}", file=sys.stderr)
-        return stopped.code
+        return stopped.status
     except KeyboardInterrupt as stopped:
         print(f"\nminibn: stopped{f'; {stopped}' if str(stopped) else ''}", file=sys.stderr)
         return 130

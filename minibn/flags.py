@@ -75,9 +75,10 @@ class Parser(argparse.ArgumentParser):
         """
         names = [name, f"--no-{name[2:]}"] if either else [name]
         nargs: str | int | None = 0 if yes or either else "+" if several else None
-        action = self.add_argument(*names, action=_Once, dest=name[2:].replace("-", "_"), help=help, nargs=nargs, type=kind,
-                                   default=False if yes else default, choices=choices, metavar=metavar, when=when or {},
-                                   needs=needs or {})
+        dest = name[2:].replace("-", "_")
+        action = self.add_argument(*names, action=_Once, dest=dest, help=help, nargs=nargs, type=kind or str,
+                                   default=False if yes else default, choices=choices, metavar=metavar,
+                                   when=when or {}, needs=needs or {})
         assert isinstance(action, _Once)
         self.flags.append(action)
 

@@ -187,8 +187,8 @@ def _read(path):
             whole = len(content)
         except ValueError as error:
             if not (tail.startswith(START) or START.startswith(tail)):
-                raise ValueError(f"the end of {path}, {tail[:40]!r}, is not the beginning of a record of a sweep; the file is left "
-                                 "as it is. Give another file") from error
+                raise ValueError(f"the end of {path}, {tail[:40]!r}, is not the beginning of a record of a sweep; the file is "
+                                 "left as it is. Give another file") from error
     return records, whole
 
 

@@ -139,8 +139,9 @@ def test_csv_gives_every_bit_back(steps):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "must name its columns"), ("step,momentum\n0,0.9\n", "must name its columns"), ("lr,speed\n", "must name its columns"),
-    ("lr,lr\n", "must name its columns"), ("lr,momentum\n0.1\n", "line 2 of the schedule, '0.1', is not a Step"),
+    ("", "must name its columns"),
+    ("step,momentum\n0,0.9\n", "must name its columns"), ("lr,momentun\n", "'momentun' must be called 'momentum'"),
+    ("lr,lr\n", "must name its columns"), ("lr,momentum\n0.1\n", "line 2 of the schedule, '0.1', has 1"),
     ("lr\n0.1\nfast\n", "line 3 of the schedule, 'fast'"), ("lr\nnan\n", "line 2 .*; got lr=nan"), ("lr\n-1\n", "lr=-1.0"),
 ])
 def test_bad_csv(text, message):

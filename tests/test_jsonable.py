@@ -41,7 +41,8 @@ def test_numbers_of_numpy_are_numbers(value, expected):
     ({"f": len}, r"settings\['f'\] is <built-in function len> of type builtin_function_or_method"),
     ({"z": np.complex64(1j)}, r"settings\['z'\] is .*1j.* of type complex64"),
     ({"t": np.datetime64("2020-01-01")}, r"settings\['t'\] is .* of type datetime64"), ({"b": b"x"}, "of type bytes"),
-    ({(1, 2): 3}, r"a key of settings is \(1, 2\) of type tuple"), ({"x": "NaN"}, r"settings\['x'\] is the string 'NaN', which stands for"),
+    ({(1, 2): 3}, r"a key of settings is \(1, 2\) of type tuple"),
+    ({"x": "NaN"}, r"settings\['x'\] is the string 'NaN', which stands for"),
     ({1: 0, "1": 1}, "settings has two keys that JSON cannot tell apart, '1'")])
 def test_what_json_cannot_hold_is_named(value, message):
     with pytest.raises((TypeError, ValueError), match=message):

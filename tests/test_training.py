@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import Run, assert_same_bits
 
-from minibn import models, nn, schedules
+from minibn import nn, schedules
 from minibn.equivalence import remove_weight_decay
 from minibn.optim import SGD
 from minibn.training import DivergenceError, fit

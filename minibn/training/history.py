@@ -68,11 +68,12 @@ class History:
         `pandas.read_csv(path)` reads it: the steps as integers, all else as floats. The file at `path` is
         replaced as a whole.
         """
-        with files.replacing(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        with files.replacing(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             writer = csv.writer(text)
             writer.writerow(self.columns)
             writer.writerows(zip(*self.columns.values(), strict=True))
-            text.detach()
+            text.detach()  # which writes the rest, and leaves `file` open
 
     @classmethod
     def read_csv(cls, path: str | Path) -> "History":

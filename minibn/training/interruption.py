@@ -21,6 +21,7 @@ class Stopped(BaseException):
 
     Attributes:
         signal: `signal.Signals`.
+        status: 128 + number of the signal.
         step: number of steps done.
         path: the checkpoint that holds them, or None if nothing was saved.
         history: `History` of these steps.
@@ -29,7 +30,7 @@ class Stopped(BaseException):
     def __init__(self, received: signal.Signals, step: int, path: str | Path | None, history: History) -> None:
         super().__init__(received, step, path, history)
         self.signal, self.step, self.path, self.history = received, step, path, history
-        self.code = 128 + received
+        self.status = 128 + received
 
     def __str__(self) -> str:
         saved = "nothing was saved: no path was given" if self.path is None else f"saved at step {self.step} in {self.path}"
@@ -42,6 +43,10 @@ class Interrupted(Stopped, KeyboardInterrupt):
 
 class Terminated(Stopped, SystemExit):
     """Training was stopped by SIGTERM or SIGHUP, at the end of a step."""
+
+    def __init__(self, received: signal.Signals, step: int, path: str | Path | None, history: History) -> None:
+        super().__init__(received, step, path, history)
+        self.code = self.status  # with which Python ends, unless this is caught
 
 
 class Signals:
@@ -74,8 +79,8 @@ def deferred() -> Iterator[Signals]:
     if _current is not None or threading.current_thread() is not threading.main_thread():
         yield _current if _current is not None and threading.current_thread() is threading.main_thread() else Signals()
         return
-    signals, handlers = Signals(), {}
-    since = 0.0
+    signals, since = Signals(), 0.0
+    handlers: dict[int, Any] = {}
 
     def wait(number: int, frame: Any) -> None:
         nonlocal since

@@ -134,9 +134,9 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
                     row["test_loss"], row["test_accuracy"] = (evaluate(model, *validation, loss=loss) if validate
                                                               else (math.nan,) * 2)
                 stop = signals.received
-                save = path is not None and (done % every == 0 or done == last or stop is not None)
-                recorder.add(row, now=bool(save or validate or done == last or stop is not None))
-                if save:
+                save = done % every == 0 or done == last or stop is not None
+                recorder.add(row, now=bool((path is not None and save) or validate or done == last or stop is not None))
+                if path is not None and save:
                     checkpoint.save_run(path, model, optimizers, generator, history, run)
                     recorder.saved = path
                 if stop is not None:
