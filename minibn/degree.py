@@ -6,7 +6,7 @@ long as it stays so (through convolutions without padding, pooling) a BatchNorm 
 its scale; elsewhere, as in a ReLU, it must scale like the rest: that is an equation between exponents. So is every sum of two
 branches, and the output, whose degree must be 0. `minibn.invariance` solves these equations.
 
-Every module says what it does to a `Degree` in one method, `degree(x)`, made of the five verbs below:
+Every module says what it does to a `Degree` in one method, `degree(x)`, made of the verbs below:
 
     | layer                    | degree(x)                                                      |
     | Linear                   | `x.times(self.weight).plus(self.bias)`                         |
@@ -15,6 +15,13 @@ Every module says what it does to a `Degree` in one method, `degree(x)`, made of
     | pooling, Flatten         | `x`                                                            |
     | BatchNorm                | `x.normalised(self, mean=True).times(self.weight).plus(self.bias)` |
     | Residual                 | `branch.degree(x).joined(shortcut.degree(x), self)`            |
+    | RMSNorm                  | `x.normalised(self, mean=False).times(self.weight)`            |
+    | Embedding                | `x.looked_up(self.weight)`                                     |
+    | Positions                | `x.joined(x.looked_up(self.weight), self)`                     |
+    | Square                   | `x.power(2, self)`                                             |
+    | GELU, SiLU               | `x.fixed(self, "GELU")`                                        |
+    | GatedMLP                 | `gate.fixed(self, "SiLU").multiplied(up, self)`                |
+    | attention                | `q.multiplied(k, self).fixed(self, "softmax")`, then that of v |
 
 The paper's appendix C carries a number in this way; here the exponents are unknowns, so all rescalings are found at once.
 """
@@ -97,6 +104,29 @@ class Degree:
         """The sum of two activations, taken by module `place`: they must scale alike."""
         self.walk.require(self.form, other.form, place, f"{self._name(place)} adds two branches")
         return replace(self, shifts=self.shifts + other.shifts)
+
+    def multiplied(self, other: "Degree", place: object) -> "Degree":
+        """The product of two activations, entry by entry or as matrices, taken by module `place`: their degrees add up."""
+        one, two = self.settled(place), other.settled(place)
+        return replace(one, form=subtract(one.form, {name: -c for name, c in two.form.items()}))
+
+    def power(self, exponent: int | Fraction, place: object) -> "Degree":
+        """Every number raised to the power `exponent` by module `place`: the degree is multiplied by it."""
+        x = self.settled(place)
+        return replace(x, form={name: exponent * c for name, c in x.form.items()})
+
+    def fixed(self, place: object, function: str) -> "Degree":
+        """Where module `place` applies a `function`, such as a softmax, whose output is no power of its input's scale.
+
+        The activation must have degree 0, and has it afterwards.
+        """
+        x = self.settled(place)
+        self.walk.require(x.form, {}, place, f"the {function} of {self._name(place)} changes with the scale of its input")
+        return Degree(self.walk)
+
+    def looked_up(self, table: object) -> "Degree":
+        """Rows of the parameter `table`, whatever this activation chose them by."""
+        return Degree(self.walk).times(table)
 
     def normalised(self, place: object, *, mean: bool) -> "Degree":
         """The activation divided by its spread: degree 0. `mean`: a channel's mean is subtracted, and its biases with it."""

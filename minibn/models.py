@@ -1,10 +1,10 @@
-"""Networks, each a few lines of composition: mlp, vgg, resnet, preresnet.
+"""Networks, each a few lines of composition: mlp, vgg, resnet, preresnet for images, gpt for sequences.
 
-All share their keywords: `num_classes`; `in_channels` of the channels-last images; `norm`, the normalisation class, called
-as `norm(channels, eps=eps, affine=affine, dtype=dtype)` (for groups: `functools.partial(nn.GroupNorm, 4)`);
-`rng`, the numpy.random.Generator of the Kaiming-normal weights; `dtype`. Convolutions have no bias, since a normalisation
-follows each on its way to the logits; the last layer, `head`, has one. Only `head` and the norms' γ and β keep the
-networks from being scale-invariant in all their weights together.
+Those for images share their keywords: `num_classes`; `in_channels` of the channels-last images; `norm`, the
+normalisation class, called as `norm(channels, eps=eps, affine=affine, dtype=dtype)` (for groups,
+`functools.partial(nn.GroupNorm, 4)`); `rng`, the numpy.random.Generator of the Kaiming-normal weights; `dtype`.
+Convolutions have no bias, since a normalisation follows each on its way to the logits; the last layer, `head`, has one.
+Only `head` and the norms' γ and β keep the networks from being scale-invariant in all their weights together.
 """
 
 from collections.abc import Callable, Sequence
@@ -102,6 +102,73 @@ def preresnet(depth: int = 32, *, num_classes: int = 10, in_channels: int = 3, w
     return nn.Sequential(
         stem=conv(in_channels, width, 3), **_stages(depth, width, block), norm=normalise(4 * width), relu=nn.ReLU(),
         pool=nn.GlobalAvgPool(), head=nn.Linear(4 * width, num_classes, rng=rng, dtype=dtype))
+
+
+def gpt(vocabulary: int, *, length: int = 64, width: int = 64, depth: int = 2, heads: int = 4, kv_heads: int | None = None,
+        norm: Norm = nn.RMSNorm, eps: float = 1e-5, affine: bool = True, qk_norm: bool = False,
+        mlp: Literal["swiglu", "relu", "relu2", "gelu"] = "swiglu", positions: Literal["rope", "learned"] = "rope",
+        norm_after: bool = False, norm_embedding: bool = False, tied: bool = False, rng: Generator,
+        dtype: str = "float32") -> nn.Sequential:
+    """A decoder-only transformer (Radford et al., 2018): `x + attention(norm(x))`, then `x + mlp(norm(x))`, `depth` times,
+    and a norm before the head. No layer has a bias.
+
+    Args:
+        vocabulary: number V of tokens.
+        length: largest number of positions T.
+        width: C; attention has `heads` heads of width / heads channels.
+        kv_heads: as in `nn.CausalSelfAttention`.
+        norm: normalises each position by itself: `nn.RMSNorm`, or `partial(nn.LayerNorm, each_position=True)`.
+        qk_norm: a norm of each head of q and k.
+        mlp: "swiglu" is `nn.GatedMLP` of 8/3 C; the others are plain, of 4 C: linear, that function, linear.
+        positions: "rope" turns q and k, "learned" adds `nn.Positions` to the embedding.
+        norm_after: a second norm at the end of each branch, before the sum (sandwich, or peri-LN).
+        norm_embedding: a norm right after the embedding and positions.
+        tied: the head shares the embedding's table. Then no weights are scale-invariant.
+        eps, affine, rng, dtype: as for the other networks; affine is the norms' gain.
+
+    Input (N, T) integers, output logits (N, T, vocabulary). `invariance.symmetries` tells, for each of these choices, which
+    weights are scale-invariant: those that write into the sum, together, and with qk_norm also each W_q and W_k alone; with
+    norm_after each weight alone but embedding and gates.
+
+    Raises:
+        ValueError: a norm that mixes positions, or a name that is not one of the above.
+    """
+
+    def normalise(channels=width):
+        made = norm(channels, eps=eps, affine=affine, dtype=dtype)
+        if isinstance(made, (nn.BatchNorm, nn.GroupNorm, nn.InstanceNorm)):
+            raise ValueError(f"gpt needs a norm of each position by itself, or positions would see later ones; got {made}. Give "
+                             "nn.RMSNorm, or functools.partial(nn.LayerNorm, each_position=True)")
+        return made
+
+    def linear(inside, outside):
+        return nn.Linear(inside, outside, bias=False, rng=rng, dtype=dtype)
+
+    def feed_forward():
+        if mlp == "swiglu":
+            return nn.GatedMLP(width, round(8 * width / 3), rng=rng, dtype=dtype)
+        plain: dict[str, list[type[nn.Module]]] = {"relu": [nn.ReLU], "relu2": [nn.ReLU, nn.Square], "gelu": [nn.GELU]}
+        return nn.Sequential(up=linear(width, 4 * width), **{f.__name__.lower(): f() for f in plain[mlp]},
+                             down=linear(4 * width, width))
+
+    def branch(**layer):
+        return nn.Residual(nn.Sequential(norm=normalise(), **layer, **({"norm_after": normalise()} if norm_after else {})))
+
+    def block():
+        attention = nn.CausalSelfAttention(width, heads, kv_heads, qk_norm=normalise if qk_norm else None,
+                                           rope=10_000.0 if positions == "rope" else None, rng=rng, dtype=dtype)
+        return nn.Sequential(mix=branch(attention=attention), feed=branch(mlp=feed_forward()))
+
+    for name, value, known in (("mlp", mlp, ("swiglu", "relu", "relu2", "gelu")), ("positions", positions, ("rope", "learned"))):
+        if value not in known:
+            raise ValueError(f"gpt: {name} must be one of {list(known)}, got {value!r}")
+    start: dict[str, nn.Module] = {"embedding": (embedding := nn.Embedding(vocabulary, width, rng=rng, dtype=dtype))}
+    if positions == "learned":
+        start["positions"] = nn.Positions(length, width, rng=rng, dtype=dtype)
+    if norm_embedding:
+        start["norm_embedding"] = normalise()
+    return nn.Sequential(**start, **{f"block{i}": block() for i in range(1, depth + 1)}, norm=normalise(),
+                         head=nn.Unembedding(embedding) if tied else linear(width, vocabulary))
 
 
 def _makers(norm, eps, affine, rng, dtype):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from minibn import backend, kernels
-from minibn.kernels.cpu import convolution, elementwise, normalisation
+from minibn.kernels.cpu import convolution, elementwise, normalisation, sequences
 
 # the fixture `library` stays the same from example to example
 settings.register_profile("minibn", deadline=None, max_examples=40,
@@ -59,7 +59,7 @@ class Library(NamedTuple):
 @contextmanager
 def many_chunks(size=256):
     """NumPy's kernels cut arrays into chunks of at most `size` bytes, so that small arrays have many, on two threads."""
-    before = [(module, module.BYTES) for module in (convolution, elementwise, normalisation)]
+    before = [(module, module.BYTES) for module in (convolution, elementwise, normalisation, sequences)]
     try:
         for module, _ in before:
             module.BYTES = size

@@ -60,6 +60,39 @@ def affine(draw, rng):
     return tuple(rng.standard_normal(shape) for shape in ((n, outside), (n, inside), (inside, outside), (outside,)))
 
 
+def rows(draw, rng):
+    """dy, x (N, …, C), g, ε: a row of zeros among them."""
+    shape = (draw(st.integers(1, 9)), *draw(st.sampled_from([(), (3,), (2, 3)])), draw(sizes))
+    dy, x = rng.standard_normal((2, *shape))
+    x[0] *= draw(st.sampled_from([0.0, 1.0]))
+    gain = rng.standard_normal(shape[-1]) if draw(st.booleans()) else None
+    return dy, x, gain, draw(st.sampled_from([0.0, 0.1]))
+
+
+def heads(draw, rng):
+    """dy, q (N, T, H, D), k, v (N, T, G, D)."""
+    groups, shared = draw(sizes), draw(st.integers(1, 3))
+    n, length, size = draw(st.integers(1, 5)), draw(st.integers(1, 6)), draw(sizes)
+    dy, q = rng.standard_normal((2, n, length, groups * shared, size))
+    return dy, q, *rng.standard_normal((2, n, length, groups, size))
+
+
+def lookup(draw, rng):
+    """dy (…, C), indices (…), W (V, C); some indices below 0 or above V - 1."""
+    shape = draw(st.sampled_from([(7,), (4, 3), (2, 3, 2)]))
+    vocabulary, size = draw(sizes), draw(sizes)
+    indices = rng.integers(0, vocabulary, shape) + draw(st.sampled_from([0, 0, -1, 1]))
+    return rng.standard_normal((*shape, size)), indices, rng.standard_normal((vocabulary, size))
+
+
+def turns(draw, rng):
+    return rng.standard_normal((draw(sizes), draw(sizes), draw(sizes), 2 * draw(sizes))), draw(st.sampled_from([10.0, 10000.0]))
+
+
+def entries(count):
+    return lambda draw, rng: tuple(3 * rng.standard_normal((count, 7, 3, 2, 2)))
+
+
 CASES = {
     "affine": lambda draw, rng: affine(draw, rng)[1:],
     "affine_backward": lambda draw, rng: affine(draw, rng)[:3],
@@ -82,6 +115,24 @@ CASES = {
     "max_pool_backward": pooling,
     "cross_entropy": lambda draw, rng: (3 * rng.standard_normal((9, 4)), rng.integers(4, size=9)),
     "logistic": lambda draw, rng: (3 * rng.standard_normal(9), rng.choice([-1.0, 1.0], 9)),
+    "embed": lambda draw, rng: lookup(draw, rng)[1:],
+    "embed_backward": lambda draw, rng: (lambda dy, indices, table: (dy, indices, len(table)))(*lookup(draw, rng)),
+    "rms_normalise": lambda draw, rng: rows(draw, rng)[1:],
+    "rms_normalise_backward": lambda draw, rng: (lambda dy, x, g, eps: (dy, x, reference.rms_normalise(x, g, eps)[1], g))(
+        *rows(draw, rng)),
+    "causal_attention": lambda draw, rng: heads(draw, rng)[1:],
+    "causal_attention_backward": lambda draw, rng: (lambda dy, *qkv: (dy, *qkv, reference.causal_attention(*qkv)[1]))(
+        *heads(draw, rng)),
+    "rotate": turns,
+    "rotate_backward": turns,
+    "gelu": entries(1),
+    "gelu_backward": entries(2),
+    "silu": entries(1),
+    "silu_backward": entries(2),
+    "swiglu": entries(2),
+    "swiglu_backward": entries(3),
+    "square": entries(1),
+    "square_backward": entries(2),
     "norm": lambda draw, rng: ([images(draw, rng), rng.standard_normal(5)],),
 }
 cases = st.composite(lambda draw, name: CASES[name](draw, np.random.default_rng(draw(seeds))))
@@ -138,7 +189,8 @@ def test_other_libraries_are_the_reference(library, name, data):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["correlate", "correlate_backward", "moments", "normalise", "normalise_backward", "relu"])
+@pytest.mark.parametrize("name", ["correlate", "correlate_backward", "moments", "normalise", "normalise_backward", "relu",
+                                  "rms_normalise_backward", "causal_attention_backward"])
 @settings(max_examples=15)
 @given(data=st.data())
 def test_the_number_of_threads_changes_no_bit(name, dtype, data):
@@ -259,7 +311,7 @@ def test_a_debugger_is_two_calls_from_the_equation():
     depths = []
 
     def trace(frame, event, argument):
-        if event == "line" and frame.f_lineno == target and frame.f_code.co_filename == reference.__file__:
+        if event == "line" and frame.f_lineno == target and frame.f_code.co_filename == reference.convolution.__file__:
             depth, caller = 0, frame
             while caller.f_code is not nn.Conv2d.backward.__code__:
                 depth, caller = depth + 1, caller.f_back

@@ -1,14 +1,18 @@
-"""Layers with hand-written backward passes; names as in PyTorch, images channels last."""
+"""Layers with hand-written backward passes; names as in PyTorch, images (N, H, W, C) and sequences (N, T, C) channels last."""
 
-from minibn.nn.activation import ReLU
+from minibn.nn.activation import GELU, ReLU, SiLU, Square
+from minibn.nn.attention import CausalSelfAttention
 from minibn.nn.container import Residual, Sequential
 from minibn.nn.conv import Conv2d
+from minibn.nn.embedding import Embedding, Positions, Unembedding
+from minibn.nn.gated_mlp import GatedMLP
 from minibn.nn.linear import Linear
 from minibn.nn.loss import CrossEntropy, Logistic, Loss
 from minibn.nn.module import Module, Parameter
 from minibn.nn.norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
 from minibn.nn.pooling import AvgPool2d, Flatten, GlobalAvgPool, MaxPool2d
+from minibn.nn.rms_norm import RMSNorm
 
-__all__ = ["AvgPool2d", "BatchNorm", "Conv2d", "CrossEntropy", "Flatten", "GlobalAvgPool", "GroupNorm",
-           "InstanceNorm", "LayerNorm", "Linear", "Logistic", "Loss", "MaxPool2d", "Module", "Parameter", "ReLU",
-           "Residual", "Sequential"]
+__all__ = ["AvgPool2d", "BatchNorm", "CausalSelfAttention", "Conv2d", "CrossEntropy", "Embedding", "Flatten", "GELU", "GatedMLP",
+           "GlobalAvgPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "Logistic", "Loss", "MaxPool2d", "Module",
+           "Parameter", "Positions", "RMSNorm", "ReLU", "Residual", "Sequential", "SiLU", "Square", "Unembedding"]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.random import Generator
 
 from minibn import kernels
-from minibn.backend import Array
+from minibn.backend import Array, array_namespace
 from minibn.degree import Degree
 from minibn.nn.module import Module, Parameter
 
@@ -31,10 +31,11 @@ def kaiming_normal(rng: Generator, shape: tuple[int, ...], fan_in: int, dtype: s
 class Linear(Module):
     """Affine map `y = x W + b`.
 
-    Shapes: x (N, in), W (in, out), b (out,), y (N, out). PyTorch keeps W transposed, as (out, in).
+    Shapes: x (N, …, in), W (in, out), b (out,), y (N, …, out). PyTorch keeps W transposed, as (out, in).
 
     Backward, with dy the gradient of the loss with respect to y:
         dW = xᵀ dy        db = Σ_n dy_n        dx = dy Wᵀ
+    where all rows x (in,), such as the positions of sequences (N, T, in), count as one batch.
 
     Args:
         in_features, out_features: sizes of an input and an output row.
@@ -43,7 +44,7 @@ class Linear(Module):
         dtype: "float32" or "float64".
 
     Raises:
-        ValueError: the input is not (N, in), or a size is below 1.
+        ValueError: the input is not (N, …, in), or a size is below 1.
         TypeError: the input's dtype is not the weight's.
         RuntimeError: backward before forward.
     """
@@ -56,19 +57,22 @@ class Linear(Module):
         self.bias = Parameter(self.weight.data[0] * 0) if bias else None
 
     def forward(self, x: Array) -> Array:
-        """(N, in) -> (N, out)."""
-        self._check_input(x, ("N", self.in_features), self.weight.data)
-        y = kernels.of(x).affine(x, self.weight.data, None if self.bias is None else self.bias.data)
-        return self.keep(y, x)
+        """(N, …, in) -> (N, …, out)."""
+        self._check_input(x, ("N", *("…",) * (x.ndim - 2), self.in_features), self.weight.data)
+        xp = array_namespace(x)
+        rows = xp.reshape(x, (-1, self.in_features))
+        y = kernels.of(x).affine(rows, self.weight.data, None if self.bias is None else self.bias.data)
+        return self.keep(xp.reshape(y, (*x.shape[:-1], self.out_features)), rows)
 
     def backward(self, dy: Array) -> Array:
-        """(N, out) -> (N, in)."""
-        (x,) = self.kept(dy)
-        dx, dw, db = kernels.of(dy).affine_backward(dy, x, self.weight.data)
+        """(N, …, out) -> (N, …, in)."""
+        (rows,) = self.kept(dy)
+        xp = array_namespace(dy)
+        dx, dw, db = kernels.of(dy).affine_backward(xp.reshape(dy, (-1, self.out_features)), rows, self.weight.data)
         self.weight.grad += dw
         if self.bias is not None:
             self.bias.grad += db
-        return dx
+        return xp.reshape(dx, (*dy.shape[:-1], self.in_features))
 
     def degree(self, x: Degree) -> Degree:
         """Degree d -> d + a_W, the bias having a degree of its own."""

@@ -5,6 +5,7 @@ in main memory are checked at once. On a GPU that check would be such a wait: th
 its gradient NaN. `check`, which `training.fit` calls with all labels at its first step, waits and says what is wrong.
 """
 
+import math
 from typing import Any, Protocol
 
 from minibn import backend, kernels
@@ -55,7 +56,8 @@ class CrossEntropy(_Loss):
 
         L = 1/N Σ_n (log Σ_k exp z_nk - z_{n, y_n})        dL/dz = (softmax(z) - onehot(y)) / N
 
-    Shapes: logits z (N, K) of a floating dtype, labels y (N,) integers from 0 to K - 1.
+    Shapes: logits z (N, K) of a floating dtype, labels y (N,) integers from 0 to K - 1. Sequences, with logits
+    (N, T, K) and labels (N, T), count as N T rows.
 
     Raises:
         ValueError: a wrong shape, an empty batch, or a label out of range.
@@ -65,18 +67,21 @@ class CrossEntropy(_Loss):
 
     def forward(self, logits: Array, labels: Array) -> Array:
         """The loss, a 0-d array."""
-        self._check_scores(logits, "NK")
-        if tuple(labels.shape) != (logits.shape[0],):
-            raise ValueError(f"CrossEntropy needs one label for each of the {logits.shape[0]} rows of logits, "
-                             f"got {tuple(labels.shape)}")
+        self._check_scores(logits, ("N", *("…",) * (logits.ndim - 2), "K"))
+        if tuple(labels.shape) != tuple(logits.shape[:-1]):
+            raise ValueError(f"CrossEntropy needs one label for each of the {math.prod(logits.shape[:-1])} rows of logits, "
+                             f"got {tuple(labels.shape)} for logits {tuple(logits.shape)}")
         if backend.is_on_host(labels):
             self.check(logits, labels)
-        value, self._gradient = kernels.of(logits).cross_entropy(logits, _integers(labels))
+        xp = array_namespace(logits, labels)
+        rows = xp.reshape(logits, (-1, logits.shape[-1]))
+        value, gradient = kernels.of(logits).cross_entropy(rows, xp.reshape(_integers(labels), (-1,)))
+        self._gradient = xp.reshape(gradient, logits.shape)
         return value
 
     def check(self, logits: Array, labels: Array) -> None:
         """Raise, as above, unless `labels`, any number of them, are integers from 0 to K - 1; reads them."""
-        labels, k = _integers(labels), logits.shape[1]
+        labels, k = _integers(labels), logits.shape[-1]
         xp = array_namespace(labels)
         low, high = backend.read([xp.min(labels), xp.max(labels)])
         if low < 0 or high >= k:

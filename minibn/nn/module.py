@@ -72,19 +72,23 @@ class Module:
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(dotted name, Parameter) of all parameters, in the order in which the modules were given.
 
+        A parameter that two modules share, such as `Unembedding` and `Embedding`, comes once, under its first name.
+
         Raises:
-            ValueError: one module or parameter stands at two places; `backward` keeps one input per module.
+            ValueError: one module stands at two places; `backward` keeps one input per module.
         """
-        seen: dict[int, str] = {}
+        places: dict[int, str] = {}
+        yielded: set[int] = set()
         for path, module in self.named_modules():
             for name, value in vars(module).items():
                 if isinstance(value, Parameter):
                     full = _dotted(path, name)
-                    if id(value) in seen:
-                        raise ValueError(f"{full} and {seen[id(value)]} are the same Parameter: a module can stand at "
-                                         "one place of a network only; make two")
-                    seen[id(value)] = full
-                    yield full, value
+                    if places.setdefault(id(module), path) != path:
+                        raise ValueError(f"{full} and {_dotted(places[id(module)], name)} are the same Parameter, of one module: "
+                                         "a module can stand at one place of a network only; make two")
+                    if id(value) not in yielded:
+                        yielded.add(id(value))
+                        yield full, value
 
     def parameters(self) -> list[Parameter]:
         """All parameters, in the order of `named_parameters`."""

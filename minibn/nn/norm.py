@@ -11,6 +11,7 @@ rows, G groups of S channels. A set is all rows of one block and all channels of
     | InstanceNorm | N | H·W   | C          | 1              |
     | GroupNorm    | N | H·W   | num_groups | C / num_groups |
     | LayerNorm    | N | H·W   | 1          | C              |
+    |  of each position | N·H·W | 1 | 1     | C              |
 
 ε = 0 is legal, and makes a network exactly scale-invariant: y(c x) = y(x) for c > 0. If all numbers of a set are equal,
 up to a rounding error above √ε, then x̂ and dx are 0. In float32, σ may lie between about 1e-19 and 1e19.
@@ -158,10 +159,25 @@ class LayerNorm(_Normalisation):
     """Normalise each image over all positions and channels (Ba, Kiros & Hinton, 2016): over all axes but the first.
 
     It is `GroupNorm` with one group. γ and β have one number per channel; shapes and arguments as in `BatchNorm`.
+
+    Args:
+        each_position: normalise each position by itself, over the last axis alone. A transformer needs that, or positions
+            would see later ones; it is what PyTorch's `LayerNorm(num_features)` does, with any shape (N, …, C).
+            None: not, and refuse sequences (N, T, C), which could be meant in either way.
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, dtype: str = "float32") -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, each_position: bool | None = None,
+                 dtype: str = "float32") -> None:
         super().__init__(num_features, 1, eps, affine, dtype)
+        self.each_position = each_position
+
+    def _sets(self, x):
+        if self.each_position:
+            return array_namespace(x).reshape(x, (-1, 1, 1, self.num_features))
+        if self.each_position is None and x.ndim == 3:
+            raise ValueError(f"{self} was given {tuple(x.shape)}. For sequences (N, T, C), of which each position is normalised "
+                             "by itself, say each_position=True; for one-dimensional images, each_position=False")
+        return super()._sets(x)
 
 
 class InstanceNorm(_Normalisation):

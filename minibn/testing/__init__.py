@@ -45,7 +45,7 @@ def check_layer(module: Module, x: np.ndarray, *, rng: Generator, tolerance: flo
 
     Args:
         module: a module of float64 parameters.
-        x: float64 input (N, …, C) of NumPy, such as `distinct` makes.
+        x: float64 input (N, …, C) of NumPy, such as `distinct` makes; or integers, as an `Embedding` takes.
         rng: numpy.random.Generator for what the checks draw.
         tolerance: of the gradient.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.random import Generator
 
+from minibn.backend import is_floating
 from minibn.degree import Degree, Form, Walk
 from minibn.invariance import null_space
 from minibn.nn import Module
@@ -39,7 +40,8 @@ def check_degree(module: Module, x: np.ndarray, *, rng: Generator) -> None:
 
     Args:
         module: a module of float64 parameters. It is copied and stays as it is.
-        x: float64 input (N, …, C) of NumPy. The points have its shape, with N of at least 8. Their
+        x: float64 input (N, …, C) of NumPy, or integers, which are used as they are. The
+            points have its shape, with N of at least 8. Their
             entries are drawn from x and multiplied, like the parameters, by random factors in
             [1/2, 3/2], so signs are kept.
         rng: numpy.random.Generator.
@@ -51,8 +53,9 @@ def check_degree(module: Module, x: np.ndarray, *, rng: Generator) -> None:
     """
     module = _without_eps(module)
     points = [_random_point(module, x, rng) for _ in range(POINTS)]
+    names = [name for name, array in points[0].items() if is_floating(array)]  # integers have no scale
     for centred in (False, True):
-        claim = _claim(module, list(points[0]), centred)
+        claim = _claim(module, names, centred)
         _check_what_is_claimed(claim, points, rng)
         _check_that_nothing_is_missing(claim, points)
 
@@ -70,7 +73,7 @@ class _Claim(NamedTuple):
         """f(θ), without each channel's mean if `centred`."""
         for name, parameter in self.module.named_parameters():
             parameter.data = theta[name]
-        y = self.module(theta[INPUT] + theta[SHIFT])
+        y = self.module(theta[INPUT] + theta[SHIFT] if SHIFT in theta else theta[INPUT])
         return y - y.mean(axis=tuple(range(y.ndim - 1)), keepdims=True) if self.centred else y
 
     @property
@@ -81,7 +84,8 @@ class _Claim(NamedTuple):
 def _claim(module, names, centred):
     walk = Walk({id(p): name for name, p in module.named_parameters()},
                 {id(m): name or str(module) for name, m in module.named_modules()})
-    claimed = module.degree(Degree(walk, {INPUT: Fraction(1)}, ((SHIFT, {SHIFT: Fraction(1)}),)))
+    scaled = Degree(walk, {INPUT: Fraction(1)}, ((SHIFT, {SHIFT: Fraction(1)}),))
+    claimed = module.degree(scaled if INPUT in names else Degree(walk))
     if not centred:
         claimed = claimed.settled(module)
     return _Claim(module, names, null_space([e.form for e in walk.equations], names), claimed.form, centred)
@@ -126,13 +130,15 @@ def _random_point(module: Module, x: np.ndarray, rng: Generator) -> dict[str, np
         return np.where(array == 0, 1.0, array) * rng.uniform(0.5, 1.5, array.shape)
 
     parameters = {name: vary(p.data) for name, p in module.named_parameters()}
+    if not is_floating(x):
+        return {**parameters, INPUT: x}
     shape = (max(x.shape[0], 8), *x.shape[1:])
     images, channels = (rng.choice(x.ravel(), size) for size in (shape, x.shape[-1]))
     return {**parameters, INPUT: vary(images), SHIFT: vary(channels)}
 
 
 def _scaled(theta, c, exponents):
-    return {name: c ** float(exponents.get(name, 0)) * array for name, array in theta.items()}
+    return {name: c ** float(exponents[name]) * array if name in exponents else array for name, array in theta.items()}
 
 
 def _derivatives(f: Callable[[dict[str, Any]], np.ndarray], theta: dict[str, np.ndarray], names: list[str],

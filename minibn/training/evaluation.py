@@ -84,11 +84,11 @@ def accuracy(outputs: Array, y: Array) -> Array:
     """Fraction of examples that are classified correctly; a 0-d array on the device of `outputs`.
 
     Args:
-        outputs: logits (N, K), of which the largest counts, or scores (N,), whose sign counts.
-        y: labels (N,): 0 … K-1, or -1 and +1.
+        outputs: logits (N, …, K), of which the largest counts, or scores (N,), whose sign counts.
+        y: labels (N, …): 0 … K-1, or -1 and +1.
     """
     xp = array_namespace(outputs)
-    right = xp.argmax(outputs, axis=1) == y if outputs.ndim > 1 else (outputs > 0) == (y > 0)
+    right = xp.argmax(outputs, axis=-1) == y if outputs.ndim > 1 else (outputs > 0) == (y > 0)
     return xp.mean(xp.astype(right, outputs.dtype))
 
 

@@ -17,9 +17,29 @@ from minibn.kernels.cpu.elementwise import (
     relu_backward,
 )
 from minibn.kernels.cpu.normalisation import moments, normalise, normalise_backward
+from minibn.kernels.cpu.sequences import (
+    causal_attention,
+    causal_attention_backward,
+    embed_backward,
+    gelu,
+    gelu_backward,
+    rms_normalise,
+    rms_normalise_backward,
+    rotate,
+    rotate_backward,
+    silu,
+    silu_backward,
+    square,
+    square_backward,
+    swiglu,
+    swiglu_backward,
+)
 from minibn.kernels.cpu.sums import affine_backward, sum_rows
-from minibn.kernels.reference import affine, global_average_pool, global_average_pool_backward, inverse_std, norm
+from minibn.kernels.reference import affine, embed, global_average_pool, global_average_pool_backward, inverse_std, norm
 
-__all__ = ["add", "affine", "affine_backward", "average_pool", "average_pool_backward", "correlate", "correlate_backward",
-           "cross_entropy", "global_average_pool", "global_average_pool_backward", "inverse_std", "logistic", "max_pool",
-           "max_pool_backward", "moments", "norm", "normalise", "normalise_backward", "relu", "relu_backward", "sum_rows"]
+__all__ = ["add", "affine", "affine_backward", "average_pool", "average_pool_backward", "causal_attention",
+           "causal_attention_backward", "correlate", "correlate_backward", "cross_entropy", "embed", "embed_backward", "gelu",
+           "gelu_backward", "global_average_pool", "global_average_pool_backward", "inverse_std", "logistic", "max_pool",
+           "max_pool_backward", "moments", "norm", "normalise", "normalise_backward", "relu", "relu_backward", "rms_normalise",
+           "rms_normalise_backward", "rotate", "rotate_backward", "silu", "silu_backward", "square", "square_backward",
+           "sum_rows", "swiglu", "swiglu_backward"]
