@@ -21,7 +21,7 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, islice
@@ -167,7 +167,7 @@ def _close(one, other):
     return one == other
 
 
-def _refuse(path: str | Path, different: Iterable[str]) -> None:
+def _refuse(path, different):
     if found := list(different):
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         raise ValueError(f"{path} is of another run: {'; '.join(found[:3])}{more}. Go on with the same, or give another file")

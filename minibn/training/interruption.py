@@ -21,6 +21,7 @@ class Stopped(BaseException):
 
     Attributes:
         signal: `signal.Signals`.
+        status: 128 + number of the signal.
         step: number of steps done.
         path: the checkpoint that holds them, or None if nothing was saved.
         history: `History` of these steps.
@@ -29,7 +30,7 @@ class Stopped(BaseException):
     def __init__(self, received: signal.Signals, step: int, path: str | Path | None, history: History) -> None:
         super().__init__(received, step, path, history)
         self.signal, self.step, self.path, self.history = received, step, path, history
-        self.code = 128 + received
+        self.status = 128 + received
 
     def __str__(self) -> str:
         saved = "nothing was saved: no path was given" if self.path is None else f"saved at step {self.step} in {self.path}"
@@ -40,8 +41,12 @@ class Interrupted(Stopped, KeyboardInterrupt):
     """Training was stopped by Ctrl-C, at the end of a step."""
 
 
-class Terminated(Stopped, SystemExit):  # type: ignore[misc]  # both have a `code`
+class Terminated(Stopped, SystemExit):
     """Training was stopped by SIGTERM or SIGHUP, at the end of a step."""
+
+    def __init__(self, received: signal.Signals, step: int, path: str | Path | None, history: History) -> None:
+        super().__init__(received, step, path, history)
+        self.code = self.status  # with which Python ends, unless this is caught
 
 
 class Signals:
@@ -74,9 +79,8 @@ def deferred() -> Iterator[Signals]:
     if _current is not None or threading.current_thread() is not threading.main_thread():
         yield _current if _current is not None and threading.current_thread() is threading.main_thread() else Signals()
         return
-    signals = Signals()
+    signals, since = Signals(), 0.0
     handlers: dict[int, Any] = {}
-    since = 0.0
 
     def wait(number: int, frame: Any) -> None:
         nonlocal since

@@ -135,8 +135,8 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
                                                               else (math.nan,) * 2)
                 stop = signals.received
                 save = done % every == 0 or done == last or stop is not None
-                recorder.add(row, now=bool(save or validate))
-                if save and path is not None:
+                recorder.add(row, now=bool((path is not None and save) or validate or done == last or stop is not None))
+                if path is not None and save:
                     checkpoint.save_run(path, model, optimizers, generator, history, run)
                     recorder.saved = path
                 if stop is not None:
