@@ -24,7 +24,7 @@ a GPU.
 import math
 from collections.abc import Sequence
 
-from minibn import backend
+from minibn import kernels
 from minibn.backend import Array, array_namespace
 from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
 
@@ -44,7 +44,11 @@ def effective_lr(step: StepNumbers, weights: Sequence[Array]) -> Array:
     Returns:
         0-d array; infinite for weights that are zero.
     """
-    norm = backend.norm(weights) * getattr(step, "rescale", 1.0)
+    return _effective_lr(step, kernels.norm(weights))
+
+
+def _effective_lr(step, norm):
+    norm = norm * getattr(step, "rescale", 1.0)
     xp = array_namespace(norm)
     safe = xp.where(norm == 0, xp.ones_like(norm), norm)
     return xp.where(norm == 0, xp.full_like(norm, math.inf), step.lr / safe ** (step.degree + 1))[()]
@@ -60,13 +64,28 @@ def angular_update(before: Sequence[Array], after: Sequence[Array]) -> Array:
     Returns:
         0-d array.
     """
-    p, q = backend.norm(before), backend.norm(after)
+    return _angle(before, after, kernels.norm(before), kernels.norm(after))
+
+
+def _angle(before, after, p, q):
     xp = array_namespace(p, q)
     zero = (p == 0) | (q == 0)
     p, q = (xp.where(zero, xp.ones_like(norm), norm) for norm in (p, q))
     units = [(x / xp.astype(p, x.dtype), y / xp.astype(q, y.dtype)) for x, y in zip(before, after, strict=True)]
-    angle = 2 * xp.atan2(backend.norm([u - v for u, v in units]), backend.norm([u + v for u, v in units]))
+    angle = 2 * xp.atan2(kernels.norm([u - v for u, v in units]), kernels.norm([u + v for u, v in units]))
     return xp.where(zero, xp.zeros_like(angle), angle)[()]
+
+
+def measure(step: StepNumbers, before: Sequence[Array], after: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """(|w| after the step, `effective_lr`, `angular_update`), each norm taken once.
+
+    Args:
+        step: the step object of the update.
+        before, after: the weights from before and after it, two lists of arrays.
+    """
+    before, after = kernels.of(before[0]).joined(before), kernels.of(after[0]).joined(after)
+    p, q = kernels.norm(before), kernels.norm(after)
+    return q, _effective_lr(step, p), _angle(before, after, p, q)
 
 
 def predicted_angular_update(lr: float, momentum: float, weight_decay: float) -> float:

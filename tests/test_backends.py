@@ -483,9 +483,7 @@ def test_unknown_libraries():
         Experiment(backend="jax")
 
 
-@pytest.mark.parametrize("name", ["torch", pytest.param("cupy", marks=pytest.mark.gpu)])
-def test_an_experiment_saved_on_one_library_goes_on_on_another(name, tmp_path, monkeypatch):
-    pytest.importorskip(name)
+def test_an_experiment_saved_on_one_library_goes_on_on_another(backend_name, tmp_path, monkeypatch):
     options = {"model": "mlp", "epochs": 2, "batch": 512, "dtype": "float64"}  # 4 steps
     path = tmp_path / "c.npz"
 
@@ -493,23 +491,21 @@ def test_an_experiment_saved_on_one_library_goes_on_on_another(name, tmp_path, m
         return {**run.history.columns, "logits": run.logits, "end": [run.train_loss, run.test_accuracy]}
 
     expected = everything(experiment.run(Experiment(**options), progress=False))
-    there = experiment.run(Experiment(**options, backend=name), progress=False)
-    assert {backend.array_namespace(x) for x in there.model.arrays()} == {backend.library(name)[0]}
+    there = experiment.run(Experiment(**options, backend=backend_name), progress=False)
+    assert {backend.array_namespace(x) for x in there.model.arrays()} == {backend.library(backend_name)[0]}
     assert_close(everything(there), expected, 1e-11)
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "fit", lambda *args, **kw: fit(*args, **kw, max_steps=2))
-        experiment.run(Experiment(**options, backend=name), checkpoint=path, progress=False)
+        experiment.run(Experiment(**options, backend=backend_name), checkpoint=path, progress=False)
     assert_close(everything(experiment.run(Experiment(**options), checkpoint=path, progress=False)), expected, 1e-11)
 
 
-@pytest.mark.parametrize("name", ["torch", pytest.param("cupy", marks=pytest.mark.gpu)])
-def test_the_command_line(name, tmp_path, capsys):
-    pytest.importorskip(name)
-    common = ["--epochs", "1", "--quiet", "--backend", name]
+def test_the_command_line(backend_name, tmp_path, capsys):
+    common = ["--epochs", "1", "--quiet", "--backend", backend_name]
     assert main([*common, "--batch", "512", "--output", str(tmp_path)]) == 0
     assert "the same run" in capsys.readouterr().out
     assert main(["train", *common, "--model", "mlp", "--output", str(tmp_path)]) == 0
-    assert f'"backend": "{name}"' in (tmp_path / "result.json").read_text()
+    assert f'"backend": "{backend_name}"' in (tmp_path / "result.json").read_text()
 
 
 # ---- which names are used ----

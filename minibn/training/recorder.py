@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from minibn import backend, kernels, monitor, nn
+from minibn import backend, monitor, nn
 from minibn.backend import Array
 from minibn.optim import Optimizer
 from minibn.training.history import History
@@ -66,9 +66,8 @@ def measure(watched: Mapping[str, Watched], before: Mapping[str, list[Array]]) -
     for name, (parameters, optimizer) in watched.items():
         step, after = optimizer.last, [p.data for p in parameters]
         assert step is not None, "measure needs an optimiser that has taken a step"
-        row |= {f"lr/{name}": step.lr, f"norm/{name}": kernels.norm(after),
-                f"effective_lr/{name}": monitor.effective_lr(step, before[name]),
-                f"angle/{name}": monitor.angular_update(before[name], after),
+        norm, effective_lr, angle = monitor.measure(step, before[name], after)
+        row |= {f"lr/{name}": step.lr, f"norm/{name}": norm, f"effective_lr/{name}": effective_lr, f"angle/{name}": angle,
                 f"predicted_angle/{name}": monitor.predicted_angle_of(step)}
     return row
 

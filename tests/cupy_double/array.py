@@ -109,9 +109,6 @@ class ndarray:  # noqa: N801, CuPy's name
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array "
                         "explicitly.")
 
-    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        raise TypeError("Unsupported type <class 'numpy.ndarray'>")  # as NumPy arrays are, wherever they stand
-
     # ---- parts ----
 
     def __getitem__(self, key):
@@ -123,10 +120,15 @@ class ndarray:  # noqa: N801, CuPy's name
         return found
 
     def __setitem__(self, key, value):
-        index, _ = _index(key)
-        to = self.numbers[(*index, ...)] if Ellipsis not in index else self.numbers[index]
-        to[...] = raw(value)
-        METER.launch("copy", [value.numbers] if isinstance(value, ndarray) else [], [to])
+        read = [x.numbers for x in (key, value) if isinstance(x, ndarray)]
+        index, fancy = _index(key, reading=False)
+        if fancy:
+            self.numbers[index] = raw(value)
+            METER.launch("put", [*read, self.numbers], [self.numbers])
+        else:
+            to = self.numbers[(*index, ...)] if Ellipsis not in index else self.numbers[index]
+            to[...] = raw(value)
+            METER.launch("copy", read, [to])
 
     # ---- copies ----
 
@@ -178,13 +180,13 @@ def raw(x):
     raise TypeError(f"Unsupported type {type(x)}")
 
 
-def _index(key):
-    """(an index for NumPy, whether it picks by arrays)."""
+def _index(key, reading=True):
+    """(an index for NumPy, whether it picks by arrays). To read by a boolean array, CuPy must know how many are true."""
     parts = key if isinstance(key, tuple) else (key,)
     for part in parts:
-        if isinstance(part, ndarray) and part.dtype == bool:
+        if isinstance(part, ndarray) and part.dtype == bool and reading:
             METER.wait("boolean index")
-        elif not (part is None or part is Ellipsis or isinstance(part, int | np.integer | slice | ndarray)):
+        if not (part is None or part is Ellipsis or isinstance(part, int | np.integer | slice | ndarray)):
             raise IndexError(f"the stand-in takes no index of type {type(part).__name__}")
     fancy = any(isinstance(part, ndarray) for part in parts)
     return tuple(part.numbers if isinstance(part, ndarray) else part for part in parts), fancy

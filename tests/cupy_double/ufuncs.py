@@ -73,6 +73,16 @@ for _sign, _name in {"neg": "negative", "abs": "absolute", "invert": "invert"}.i
     setattr(ndarray, f"__{_sign}__", lambda self, _function=UFUNCS[_name]: _function(self))
 
 
+def _from_numpy(self, ufunc, method, *inputs, **options):
+    """NumPy's functions and operators that meet an array of the GPU: of scalars they are CuPy's, NumPy arrays are refused."""
+    if method != "__call__" or ufunc.__name__ not in UFUNCS:
+        return NotImplemented
+    return UFUNCS[ufunc.__name__](*inputs, **options)
+
+
+ndarray.__array_ufunc__ = _from_numpy
+
+
 def where(condition, x=None, y=None):
     if x is None or y is None:
         raise NotImplementedError("the stand-in has `where` of three arguments")
