@@ -26,9 +26,9 @@ def main():
     bare = [counts for name, counts in phases.items() if name != MEASURED]
     rows += [["**a bare step**", *cells(*bare)], ["**a step of `fit`**", *cells(*phases.values())]]
     text = [bench.table(["", "launches", "traffic, GB", "waits"], rows), "",
-            f"A PreResNet-{size['depth']} of width 16, batch {size['batch']}, 32 x 32 x 3, float32, SGD with momentum and weight decay. At "
-            f"most {peak / 1e6:.0f} MB are alive at a time. Counted on a model of CuPy 14.2, not on a GPU. Launches do not depend "
-            "on the batch; traffic counts every number that a launch reads or writes once."]
+            f"A PreResNet-{size['depth']} of width 16, batch {size['batch']}, 32 x 32 x 3, float32, SGD with momentum and weight "
+            f"decay. At most {peak / 1e6:.0f} MB are alive at a time. Counted on a model of CuPy 14.2, not on a GPU. Launches do "
+            "not depend on the batch; traffic counts every number that a launch reads or writes once."]
     bench.put("launches", "\n".join(text), options)
 
 

@@ -151,7 +151,8 @@ def test_bad_csv(text, message):
 
 @pytest.mark.parametrize("text", [
     "\ufefflr,momentum\r\n0.1,0.9\r\n", "lr,momentum\n0.1,0.9\n\n\n", "\nlr,momentum\n\n0.1,0.9", "lr,momentum,,\n0.1,0.9,,\n",
-    ",lr,momentum\n0,0.1,0.9\n", "Unnamed: 0,lr,momentum\n0,0.1,0.9\n", "momentum, lr\n .9, 1e-1\n", '"lr","momentum"\n"0.1","0.9"\n',
+    ",lr,momentum\n0,0.1,0.9\n", "Unnamed: 0,lr,momentum\n0,0.1,0.9\n",
+    "momentum, lr\n .9, 1e-1\n", '"lr","momentum"\n"0.1","0.9"\n',
     "step,lr,momentum\r0,0.1,0.9\r"])
 def test_csv_of_spreadsheets_and_pandas(text):
     assert list(export.read_csv(io.StringIO(text, newline=""))) == [Step(0.1, 0.9)]
@@ -164,7 +165,8 @@ def test_another_column_is_passed_over_with_a_warning():
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("1_000", "'1_000' is not a number"), ("\u0661", "is not a number"), ("1" * 200_000, "line 2 of the schedule is not CSV: field"),
+    ("1_000", "'1_000' is not a number"), ("\u0661", "is not a number"),
+    ("1" * 200_000, "line 2 of the schedule is not CSV: field"),
     ('"0.1', "line 2 of the schedule is not CSV"), ("0.1,0.9", "has 2 numbers for 1 columns"), ("0x10", "is not a number")])
 def test_lines_that_are_mistakes(line, message):
     with pytest.raises(ValueError, match=message) as error:

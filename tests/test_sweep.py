@@ -104,7 +104,8 @@ def test_records_survive_functions_that_change_their_configuration(tmp_path, mak
 @pytest.mark.parametrize("content", [b"my notes, one line without newline", b"{}", b"\x00\x00", b'{"other": 1}\n', b"\xff\xfe"])
 def test_a_file_that_is_not_a_sweeps_is_left_as_it_is(tmp_path, content):
     (tmp_path / "s").write_bytes(content)
-    with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="is not (a record|the beginning of a record) of a sweep"):
+    refusal = "is not (a record|the beginning of a record) of a sweep"
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match=refusal):
         sweep.run(dict, [{"a": 1}], tmp_path / "s", executor, progress=False)
     assert (tmp_path / "s").read_bytes() == content
 
@@ -190,10 +191,12 @@ def report_and_wait(configuration):
 @pytest.mark.skipif(os.name != "posix", reason="looks for processes by signal 0")
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     code = ("import sys; from concurrent.futures import ProcessPoolExecutor; from multiprocessing import get_context\n"
-            f"sys.path.insert(0, {str(Path(__file__).parent)!r}); from minibn import sweep; from test_sweep import report_and_wait\n"
+            f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            "from minibn import sweep; from test_sweep import report_and_wait\n"
             "if __name__ == '__main__':\n"
             "    with ProcessPoolExecutor(2, get_context('spawn')) as executor:\n"
-            f"        sweep.run(report_and_wait, sweep.grid(folder=[{str(tmp_path)!r}], x=range(4)), {str(tmp_path / 's')!r}, executor)\n")
+            f"        grid = sweep.grid(folder=[{str(tmp_path)!r}], x=range(4))\n"
+            f"        sweep.run(report_and_wait, grid, {str(tmp_path / 's')!r}, executor)\n")
     (tmp_path / "main.py").write_text(code)
     parent = subprocess.Popen([sys.executable, str(tmp_path / "main.py")])
     workers = []

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from minibn.equivalence.streams import Frame
-from minibn.pytorch.rules import Group, Plan
+from minibn.pytorch.rules import Group, Move, Plan
 
 
 @dataclass(eq=False)

@@ -1,6 +1,7 @@
 """The array class: NumPy's numbers, which can only be reached through what CuPy's arrays have."""
 
 import numpy as np
+
 from cupy_double.meter import METER, Memory
 
 SCALARS = (int, float, complex, bool, np.generic)

@@ -1,6 +1,7 @@
 """What is not elementwise: making, reshaping, joining, summing, multiplying. Signatures are CuPy's."""
 
 import numpy as np
+
 from cupy_double.array import launched, ndarray, raw, view, wrap
 from cupy_double.meter import METER
 from cupy_double.ufuncs import UFUNCS

@@ -6,6 +6,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+
 from cupy_double import functions, ufuncs
 from cupy_double.array import Device, ndarray
 

@@ -3,6 +3,7 @@
 from functools import update_wrapper
 
 import numpy as np
+
 from cupy_double.array import SCALARS, launched, ndarray, raw
 from cupy_double.meter import METER
 

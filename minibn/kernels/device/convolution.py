@@ -1,6 +1,7 @@
 """Convolution on a GPU: one gather of all that the kernel sees, one matrix product; the gradients likewise."""
 
 from functools import lru_cache
+from typing import Any
 
 from minibn.backend import Array, Namespace, array_namespace, device
 from minibn.kernels.device.fusion import fused
@@ -99,7 +100,7 @@ def patches(x: Array, kernel: Pair, stride: Pair, height: int, width: int) -> Ar
 
 
 @lru_cache(maxsize=256)
-def _pixels(xp: Namespace, where, kernel: Pair, stride: Pair, height: int, width: int, row: int) -> Array:
+def _pixels(xp: Namespace, where: Any, kernel: Pair, stride: Pair, height: int, width: int, row: int) -> Array:
     """Which pixel of an image with `row` pixels per row is seen at each place by each tap, (height·width·kh·kw,)."""
     def along(size, step, taps):  # (size, taps)
         return xp.arange(size, device=where)[:, None] * step + xp.arange(taps, device=where)[None, :]
