@@ -106,8 +106,12 @@ def machine():
 
 
 def report(name, text, options):
-    """Print the table, and with --write put it into README.md between the comments that name the benchmark."""
-    text = f"{text}\n\n{machine()}."
+    """Print the table and the machine, and with --write put them into README.md."""
+    put(name, f"{text}\n\n{machine()}.", options)
+
+
+def put(name, text, options):
+    """Print the text, and with --write put it into README.md between the comments that name the benchmark."""
     print(text)
     if options.write:
         page = README.read_text(encoding="utf-8")

@@ -47,14 +47,20 @@ def images(dtype=torch.float64):
     return x, torch.tensor(split.y_train), x_test, torch.tensor(split.y_test)
 
 
-def train(converted, epochs, eps=1e-5, batch_size=64):
-    """Returns {"loss", "norm", "effective_lr": one number a step}, the model and what was found in it."""
+def train(converted, epochs, eps=1e-5, batch_size=64, adamw=False):
+    """Returns {"loss", "norm", "effective_lr": one number per step, "validation": one per epoch}, the model and its report.
+
+    The first three are of the weights as they are held; gradients are clipped by their norm.
+    """
     ranks, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
-    x, y, *_ = images()
+    x, y, x_test, y_test = images()
     torch.manual_seed(0)
     model = resnet(eps=eps).double()
     whole = nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-3, nesterov=True)
+    if adamw:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.5)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-3, nesterov=True)
     steps = epochs * (len(y) // batch_size)
     scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [
         torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=steps // 10),
@@ -62,7 +68,7 @@ def train(converted, epochs, eps=1e-5, batch_size=64):
     found = report(model, lambda model: F.cross_entropy(model(x[:32]), y[:32]))
     if converted:
         remove_weight_decay(optimizer, found)  # the one line
-    log = {"loss": [], "norm": [], "effective_lr": []}
+    log = {"loss": [], "norm": [], "effective_lr": [], "validation": []}
     for epoch in range(epochs):
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(epoch))
         for start in range(0, len(y) - batch_size + 1, batch_size):
@@ -70,11 +76,16 @@ def train(converted, epochs, eps=1e-5, batch_size=64):
             optimizer.zero_grad()
             loss = F.cross_entropy(whole(x[batch]), y[batch])
             loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             log["effective_lr"].append(effective_lr(optimizer, found)[0])
             optimizer.step()
             scheduler.step()
             log["loss"].append(loss.item())
             log["norm"].append(model[0].weight.detach().norm().item())
+        model.eval()
+        with torch.no_grad():
+            log["validation"].append(F.cross_entropy(model(x_test), y_test).item())
+        model.train()
     return {name: np.array(values) for name, values in log.items()}, model, found
 
 

@@ -8,7 +8,7 @@ On a GPU the CPU queues work and goes on; code that asks for a number waits unti
 of training asks for none: losses and norms stay 0-d arrays where they are, until `read` fetches many of them at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from numbers import Real
@@ -20,13 +20,14 @@ from array_api_compat import (
     device,
     is_array_api_strict_namespace,
     is_cupy_array,
+    is_cupy_namespace,
     is_numpy_array,
     is_torch_array,
     to_device,
 )
 
 __all__ = ["Array", "BackendError", "LIBRARIES", "Namespace", "array_namespace", "asarray", "convert", "detach", "device",
-           "dtype_name", "is_floating", "is_numpy_array", "is_on_host", "library", "move", "read", "to_numpy"]
+           "dtype_name", "fuse", "is_floating", "is_numpy_array", "is_on_host", "library", "move", "read", "to_numpy"]
 
 # An array of NumPy, CuPy, PyTorch or array-api-strict. To a type checker it is Any: the standard has no class for it, the hints
 # of these libraries differ, and a protocol of every operator and attribute that is used here would be a file of its own.
@@ -68,6 +69,11 @@ def to_numpy(x: Array) -> np.ndarray:
     elif is_array_api_strict_namespace(strict := array_namespace(x)):
         x = to_device(x, strict.Device("CPU_DEVICE"))
     return np.asarray(x)
+
+
+def fuse(xp: Namespace, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of elementwise operations of `xp`: one launch where the library can make it so (CuPy); else as it is."""
+    return import_module("cupy").fuse(function) if is_cupy_namespace(xp) else function
 
 
 def is_on_host(x: Array) -> bool:

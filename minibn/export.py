@@ -1,13 +1,17 @@
 """Schedules for other programs: as a function of the step, and as CSV."""
 
 import csv
+import difflib
 import math
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import islice
 from numbers import Integral
 from typing import Any, TextIO
 
+from minibn import tables
 from minibn.backend import array_namespace, device
 from minibn.optim import Schedule, Step
 
@@ -108,31 +112,42 @@ def read_csv(file: Iterable[str]) -> Iterator[Step]:
 
     Lines are read as the schedule is used. The columns are fields of `Step`, in any order. "lr" is
     required; fields without a column have their defaults. "step" and "log10_lr", which `write_csv`
-    adds, are ignored.
+    adds, are ignored, and so are other columns, with a warning. `tables.read` says what spreadsheets
+    and pandas may add.
 
     Raises:
-        ValueError: the header lacks "lr" or has a column that is no field of Step, or a line is cut
+        ValueError: the header lacks "lr" or has a column that is almost a field of Step, or a line is cut
             short or is not a Step. The message names the line.
 
     Example:
         >>> [(s.lr, s.weight_decay) for s in read_csv(["lr, weight_decay", "0.1, 5e-4", "0.01, 5e-4"])]
         [(0.1, 0.0005), (0.01, 0.0005)]
     """
-    known = {field.name for field in fields(Step)}
-    reader = csv.reader(file)
-    names = [name.strip() for name in next(reader, [])]
-    unknown = [name for name in names if name not in known | {"step", "log10_lr"}]
-    if "lr" not in names or unknown or len(set(names)) < len(names):
+    known = [field.name for field in fields(Step)]
+    names, rows = tables.read(file, "the schedule")
+    others = [name for name in names if name not in {*known, "step", "log10_lr"}]
+    meant = {name: found for name in others if (found := _meant(name, known))}
+    if meant or "lr" not in names:
+        hint = "".join(f"; {name!r} must be called {field!r}" for name, field in meant.items())
         raise ValueError("the first line of a schedule must name its columns, lr and any of "
-                         f"{sorted(known - {'lr'})}; got {names}")
+                         f"{sorted(set(known) - {'lr'})}; got {names}{hint}")
+    if others:
+        warnings.warn(f"the columns {others} of the schedule are ignored: a Step has none of these names", stacklevel=2)
 
     def steps():
-        for row in reader:
+        for line, row in rows:
             try:
-                numbers = {name: float(text) for name, text in zip(names, row, strict=True) if name in known}
-                yield Step(**numbers)
+                yield Step(**{name: tables.number(row[name]) for name in names if name in known})
             except ValueError as error:
-                raise ValueError(f"line {reader.line_num} of the schedule, {','.join(row)!r}, is not a Step with the columns "
+                raise ValueError(f"line {line} of the schedule, {','.join(row.values())[:80]!r}, is not a Step with the columns "
                                  f"{names}: {error}") from error
 
     return steps()
+
+
+def _meant(name, known):
+    """The field of Step that a column's name seems to stand for, or None."""
+    words = {"learning_rate": "lr", "wd": "weight_decay", "decay": "weight_decay", "beta": "momentum", "mu": "momentum"}
+    plain = re.sub(r"[\W_]+", "_", name.lower())
+    close = difflib.get_close_matches(plain, known, n=1, cutoff=0.75)
+    return words.get(plain) or (close[0] if close else None)

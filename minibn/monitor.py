@@ -1,23 +1,32 @@
 """Effective learning rate, angular update, and the equilibrium that weight decay leads them to: predicted and measured.
 
 For scale-invariant weights only the direction w/|w| matters. A gradient step turns it and, being orthogonal to w, makes w
-longer; weight decay makes it shorter; in time the two balance (van Laarhoven, 2017; Li, Lyu & Arora, 2020; Wan et al., 2021,
-*Spherical Motion Dynamics*). With lr η, momentum γ, weight decay λ, and G the mean square of the gradient at |w| = 1,
+longer. Weight decay makes it shorter. In time the two balance (van Laarhoven, 2017; Li, Lyu & Arora, 2020; Wan et al.,
+2021, *Spherical Motion Dynamics*; Kosson et al., 2024, *Rotational Equilibrium*).
 
-    d|w|⁴/dt = -4 ηλ/(1-γ) |w|⁴ + 2 (η/(1-γ))² G
+**One formula for all optimisers.** Let each step be w <- (1 - δ) w - η u, with updates of the size |u| = U / |w|^k, k the
+degree of the update (1 for SGD, 0 for the others), and let D = 1 + 2 Σ_j ρ_j, where ρ_j is the correlation of updates j
+steps apart. Over many steps decay takes 2δ|w|² per step off |w|² and the updates put η²|u|²D on. They balance where
 
-so `|w|⁴ -> ηG / (2λ(1-γ))`, within a time (1-γ) / (4ηλ), and from then on w turns by `sqrt(2ηλ / (1+γ))` a step. These hold for
-ηλ well below (1 - √γ)² and gradients that are not correlated from step to step.
+    |w|^(k+1) = η U √(D / (2δ))        angle per step  η |u| / |w| = √(2δ / D)
 
-What is measured of weights is a 0-d float64 array where the weights are (of NumPy: a float), so that nothing waits for a GPU.
+SGD with L2 decay and momentum has δ = ηλ/(1-γ), decoupled decay has δ = ηλ. An average of independent gradients with the
+factor β (momentum, Adam's mean) has D = (1+β)/(1-β). So SGD turns by √(2ηλ/(1+γ)) per step, AdamW by
+√(2ηλ (1-β1)/(1+β1)). The distance of |w|^(2k+2) from its equilibrium decays as exp(-2(k+1)δt).
+
+Assumptions: gradients that are independent from step to step, of no preferred direction, orthogonal to w, with a size
+proportional to 1/|w|; δD well below 1; for AdamW, averages of squares much shorter than 1/δ steps.
+
+Measurements of weights are 0-d float64 arrays on the weights' device (floats, for NumPy), so taking them never waits for
+a GPU.
 """
 
 import math
 from collections.abc import Sequence
 
-from minibn import backend
+from minibn import kernels
 from minibn.backend import Array, array_namespace
-from minibn.optim import Step, StepNumbers
+from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
 
 
 def effective_lr(step: StepNumbers, weights: Sequence[Array]) -> Array:
@@ -35,7 +44,11 @@ def effective_lr(step: StepNumbers, weights: Sequence[Array]) -> Array:
     Returns:
         0-d array; infinite for weights that are zero.
     """
-    norm = backend.norm(weights) * getattr(step, "rescale", 1.0)
+    return _effective_lr(step, kernels.norm(weights))
+
+
+def _effective_lr(step, norm):
+    norm = norm * getattr(step, "rescale", 1.0)
     xp = array_namespace(norm)
     safe = xp.where(norm == 0, xp.ones_like(norm), norm)
     return xp.where(norm == 0, xp.full_like(norm, math.inf), step.lr / safe ** (step.degree + 1))[()]
@@ -51,17 +64,32 @@ def angular_update(before: Sequence[Array], after: Sequence[Array]) -> Array:
     Returns:
         0-d array.
     """
-    p, q = backend.norm(before), backend.norm(after)
+    return _angle(before, after, kernels.norm(before), kernels.norm(after))
+
+
+def _angle(before, after, p, q):
     xp = array_namespace(p, q)
     zero = (p == 0) | (q == 0)
     p, q = (xp.where(zero, xp.ones_like(norm), norm) for norm in (p, q))
     units = [(x / xp.astype(p, x.dtype), y / xp.astype(q, y.dtype)) for x, y in zip(before, after, strict=True)]
-    angle = 2 * xp.atan2(backend.norm([u - v for u, v in units]), backend.norm([u + v for u, v in units]))
+    angle = 2 * xp.atan2(kernels.norm([u - v for u, v in units]), kernels.norm([u + v for u, v in units]))
     return xp.where(zero, xp.zeros_like(angle), angle)[()]
 
 
+def measure(step: StepNumbers, before: Sequence[Array], after: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """(|w| after the step, `effective_lr`, `angular_update`), each norm taken once.
+
+    Args:
+        step: the step object of the update.
+        before, after: the weights from before and after it, two lists of arrays.
+    """
+    before, after = kernels.of(before[0]).joined(before), kernels.of(after[0]).joined(after)
+    p, q = kernels.norm(before), kernels.norm(after)
+    return q, _effective_lr(step, p), _angle(before, after, p, q)
+
+
 def predicted_angular_update(lr: float, momentum: float, weight_decay: float) -> float:
-    """`sqrt(2ηλ / (1+γ))` radians a step in equilibrium (Wan et al., 2021).
+    """SGD with L2 decay: `√(2ηλ / (1+γ))` radians per step in equilibrium (Wan et al., 2021).
 
     Example:
         >>> round(predicted_angular_update(0.1, 0.9, 5e-4), 4)
@@ -71,24 +99,92 @@ def predicted_angular_update(lr: float, momentum: float, weight_decay: float) ->
     return math.sqrt(2 * lr * weight_decay / (1 + momentum))
 
 
-def predicted_angle_of(step: Step) -> float:
-    """`predicted_angular_update` for a heavy-ball `Step` with weight decay; NaN for any other, which has no such equilibrium.
+def shrink_per_step(step: StepNumbers) -> float:
+    """δ, by which weight decay shrinks the weights per step, once the velocity is in equilibrium.
+
+    ηλ for AdamW, Lion and Muon. For SGD `shrink` or ηλ/(1-γ); NaN if it has both, or lookahead, or γ >= 1: these have no
+    formula here.
+    """
+    if not isinstance(step, Step):
+        return step.shrink
+    if step.lookahead or step.momentum >= 1 or (step.weight_decay and step.shrink):
+        return math.nan
+    return step.shrink or step.lr * step.weight_decay / (1 - step.momentum)
+
+
+def update_correlation(step: StepNumbers) -> float:
+    """D = 1 + 2 Σ_j ρ_j of the updates, if gradients are independent from step to step.
+
+        SGD (momentum γ), AdamW (β1)    (1 + β) / (1 - β)
+        Lion                            1 + (4/π) Σ_j arcsin(ρ_j), with ρ_j = ρ_1 β2^(j-1) those of β1 m + (1 - β1) g.
+                                        A sign keeps (2/π) arcsin(ρ) of the correlation ρ of normal variables
+        signSGD (Lion with β1 = 0)      1
+        Muon                            c / s², s² = (1-γ)² ((1+γ)² + γ⁴/(1-γ²)) the squared weights of Nesterov's average,
+                                        c = 0.755 for γ from .9, measured on matrices of noise, 40 by 50: orthogonal
+                                        matrices forget faster than the average they are made of. NaN for 0 < γ < .9
+    """
+    if isinstance(step, LionStep):
+        b1, b2 = step.beta1, step.beta2
+        square = (1 - b1) ** 2 + b1**2 * (1 - b2) / (1 + b2)
+        rho = (b1 * (1 - b1) * (1 - b2) + b1**2 * b2 * (1 - b2) / (1 + b2)) / square
+        total, power = 0.0, rho
+        while power > 1e-6:
+            total, power = total + math.asin(power), power * b2
+        return 1 + 4 / math.pi * total
+    if isinstance(step, AdamStep):
+        return (1 + step.beta1) / (1 - step.beta1)
+    if isinstance(step, MuonStep):
+        m = step.momentum
+        square = (1 - m) ** 2 * ((1 + m) ** 2 + m**4 / (1 - m**2))
+        return 0.755 / square if m >= 0.9 else math.nan if m else 1.0
+    if isinstance(step, Step):
+        return (1 + step.momentum) / (1 - step.momentum) if step.momentum < 1 else math.nan
+    return math.nan
+
+
+def predicted_angle_of(step: StepNumbers) -> float:
+    """`√(2δ / D)` radians per step in equilibrium, for any optimiser of `minibn.optim`; NaN without weight decay.
+
+    See the assumptions at the top of this file; NaN too where `shrink_per_step` is.
 
     Example:
-        >>> from minibn.optim import Step
+        >>> from minibn.optim import AdamStep, Step
         >>> round(predicted_angle_of(Step(0.1, 0.9, 5e-4)), 4), predicted_angle_of(Step(0.1, 0.9))
         (0.0073, nan)
+        >>> round(predicted_angle_of(AdamStep(1e-3, weight_decay=0.1)), 4)  # √(2e-4 · 0.1/1.9)
+        0.0032
     """
-    if not step.weight_decay or step.lookahead or step.shrink or step.momentum >= 1:
+    if isinstance(step, Step) and not step.shrink:
+        usable = step.weight_decay and not step.lookahead and step.momentum < 1
+        return predicted_angular_update(step.lr, step.momentum, step.weight_decay) if usable else math.nan
+    shrink = shrink_per_step(step)
+    return math.sqrt(2 * shrink / update_correlation(step)) if shrink else math.nan
+
+
+def predicted_norm_of(step: StepNumbers, update_size: float) -> float:
+    """`|w| = (η U √(D / (2δ)))^(1/(k+1))` in equilibrium, for any optimiser of `minibn.optim`; NaN without weight decay.
+
+    Args:
+        step: the step object.
+        update_size: U = |u| |w|^k. It is √(G/(1-γ²)) for SGD, √(n (1-β1)/(1+β1)) for AdamW and √n for Lion, with n
+            weights. For Muon and others measure it: |w' - (1 - δ) w| / η, of any step.
+
+    Example:
+        >>> from minibn.optim import LionStep
+        >>> round(predicted_norm_of(LionStep(0.01, 0.0, weight_decay=0.5), math.sqrt(100)), 6)  # √(η n / (2λ))
+        1.0
+    """
+    shrink = shrink_per_step(step)
+    if not shrink:
         return math.nan
-    return predicted_angular_update(step.lr, step.momentum, step.weight_decay)
+    return (step.lr * update_size * math.sqrt(update_correlation(step) / (2 * shrink))) ** (1 / (step.degree + 1))
 
 
 def predicted_norm(lr: float, momentum: float, weight_decay: float, gradient_square: float) -> float:
     """`|w| = (ηG / (2λ(1-γ)))^(1/4)` in equilibrium; G = `gradient_square` = mean of |∇L|² |w|², the same at every |w|.
 
     Raises:
-        ValueError: weight decay is 0 (the norm then grows for ever), or a number is out of range.
+        ValueError: weight decay is 0 (the norm then grows without bound), or a number is out of range.
 
     Example:
         >>> round(predicted_norm(0.1, 0.9, 5e-4, gradient_square=1.0), 3)  # (0.1 / 1e-4)^(1/4)
@@ -96,7 +192,7 @@ def predicted_norm(lr: float, momentum: float, weight_decay: float, gradient_squ
     """
     _check(lr, momentum, weight_decay)
     if not weight_decay:
-        raise ValueError("without weight decay there is no equilibrium: the norm grows for ever")
+        raise ValueError("without weight decay there is no equilibrium: the norm grows without bound")
     return (lr * gradient_square / (2 * weight_decay * (1 - momentum))) ** 0.25
 
 

@@ -12,12 +12,22 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
     """Draw the loss, learning rate, weight norm and effective learning rate of several runs.
 
     Args:
-        runs: {label: History}. The first is drawn wide and pale, so that equal curves on top of it
-            show.
+        runs: {label: History}. Of several, the first is drawn wide and pale, so that equal curves on
+            top of it show.
         group: name of the weights whose "lr/…", "norm/…" and "effective_lr/…" are drawn.
         path: image file to write, such as "figure.png".
-        title: text above the figure.
+        title: text above the figure. Like the labels, it is taken as it is, without mathematics.
+
+    Raises:
+        ValueError: there are no runs, or a History has no such group.
     """
+    if not runs:
+        raise ValueError("compare needs at least one run")
+    for label, history in runs.items():
+        if f"lr/{group}" not in history.columns:
+            groups = [name.removeprefix("lr/") for name in history.columns if name.startswith("lr/")]
+            raise ValueError(f"the run {label!r} has no group {group!r}; it has {groups}")
+
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -27,17 +37,19 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
               (f"norm/{group}", "norm of the weights |w|", "log"),
               (f"effective_lr/{group}", "effective learning rate lr / |w|²", "log")]
     for axes, (column, label, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        for i, (name, history) in enumerate(runs.items()):
+        for i, history in enumerate(runs.values()):
             y = smooth(history[column], 15) if column == "loss" else history[column]
-            style = {"linewidth": 5, "alpha": 0.35} if i == 0 else {"linewidth": 1.2}
-            axes.plot(history["step"], y, color=f"C{i}", label=name, **style)
+            style = {"linewidth": 5, "alpha": 0.35} if i == 0 < len(runs) - 1 else {"linewidth": 1.2}
+            axes.plot(history["step"], y, color=f"C{i}", label=str(i), **style)
         axes.set(xlabel="step", ylabel=label, yscale=scale)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False)
+    legend = figure.axes[0].legend(frameon=False)
+    for text, name in zip(legend.get_texts(), runs, strict=True):  # set here, since a label that begins with "_" is left out
+        text.set(text=name, parse_math=False)
     if title:
-        figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+        figure.suptitle(title, parse_math=False)
+    figure.savefig(Path(path).expanduser(), dpi=110)
 
 
 def smooth(y: np.ndarray, width: int) -> np.ndarray:

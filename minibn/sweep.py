@@ -2,6 +2,7 @@
 
 Records go to a JSON Lines file, one line per run, flushed to the disk when the run ends. A sweep that
 was killed continues where it stopped: configurations that are already in the file are not run again.
+Numbers of NumPy, paths and NaN are written as `jsonable` says, and `read` turns NaN back into a number.
 
 Executors that fit:
 
@@ -11,18 +12,24 @@ Executors that fit:
                                                 mpiexec -n 9 python -m mpi4py.futures …
 """
 
+import copy
 import itertools
-import json
+import multiprocessing
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Executor, as_completed
+from functools import cache
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from minibn import experiment, jsonable
+from minibn.progress import bar
+from minibn.training.interruption import Stopped
 
-from minibn import experiment
+START = b'{"configuration": '  # of every record
 
 
 def grid(**axes: Iterable) -> list[dict[str, Any]]:
@@ -50,42 +57,54 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
     time.
 
     Args:
-        function: takes a dict and returns anything JSON can hold. Executors of processes need a
-            function that can be imported by name.
+        function: takes a dict, a copy of its own, and returns anything JSON can hold. Executors of
+            processes need a function that can be imported by name.
         configurations: list of dicts that JSON can hold, such as `grid(…)`. Equal ones are run once.
-        path: JSON Lines file, made if it is missing.
-        executor: `concurrent.futures.Executor`. The caller shuts it down.
+        path: JSON Lines file, made if it is missing. `~` is the home folder.
+        executor: `concurrent.futures.Executor`. The caller shuts it down. Its processes end when this
+            one does: see `end_with_parent`.
         retry: whether to run the failed configurations in the file again. The later line counts.
-        progress: whether to show a bar.
+        progress: whether to show a bar, in a terminal or notebook.
 
     Returns:
         list of the records of `configurations`, in the same order.
 
     Raises:
-        ValueError: the file does not hold a sweep.
+        TypeError: a configuration is no dict, or JSON cannot hold it. The message names the key.
+        ValueError: the file does not hold a sweep. It is left as it is.
         BrokenExecutor: a worker died, for example from lack of memory. The finished runs are in the
             file.
     """
-    path = Path(path)
-    records = {_key(record["configuration"]): record for record in read(path)}
-    wanted = {_key(configuration): configuration for configuration in configurations}
+    path = Path(path).expanduser()
+    configurations = list(configurations)
+    wanted: dict[str, Any] = {}
+    for i, configuration in enumerate(configurations):
+        if not isinstance(configuration, Mapping):
+            raise TypeError(f"configuration {i} must be a dict, got {configuration!r} of type {type(configuration).__name__}")
+        wanted.setdefault(_key(configuration, f"configuration {i}"), configuration)
+    old, length = _read(path)
+    records = {_key(record["configuration"], "a record"): record for record in old}
     todo = {key: c for key, c in wanted.items() if key not in records or (retry and "error" in records[key])}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file, tqdm(total=len(wanted), initial=len(wanted) - len(todo), desc=path.name,
-                                        disable=not progress) as bar:
-        file.truncate(len(_whole_lines(path)))
-        futures = {executor.submit(_record, function, configuration): key for key, configuration in todo.items()}
+    with open(path, "ab") as file, bar(len(wanted), len(wanted) - len(todo), path.name, progress) as shown:
+        file.truncate(length)
+        if length and not _ends_a_line(path):
+            file.write(b"\n")  # an editor left out the last one
+        futures = {executor.submit(_outcome, function, configuration): key for key, configuration in todo.items()}
+        done = len(wanted) - len(todo)
         try:
             for future in as_completed(futures):
-                record = future.result()
-                file.write(json.dumps(record).encode() + b"\n")
+                key = futures[future]
+                line = jsonable.dumps({"configuration": wanted[key], **future.result()}).encode()
+                file.write(line + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-                records[futures[future]] = record
-                bar.set_postfix(failed=sum("error" in records[key] for key in wanted if key in records), refresh=False)
-                bar.update()
+                records[key] = jsonable.loads(line)
+                done += 1
+                shown.set_postfix(failed=sum("error" in records[key] for key in wanted if key in records), refresh=False)
+                shown.update()
         except BrokenExecutor as error:
-            raise BrokenExecutor(f"a worker of the sweep died ({error}); {bar.n} of {len(wanted)} runs are in {path}. Give it "
+            raise BrokenExecutor(f"a worker of the sweep died ({error}); {done} of {len(wanted)} runs are in {path}. Give it "
                                  "more memory or fewer workers, and start the sweep again: it goes on from there") from error
         finally:
             for future in futures:
@@ -99,18 +118,17 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: another line is not a record.
     """
-    path = Path(path)
-    records = []
-    for number, line in enumerate(_whole_lines(path).splitlines(), 1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record["configuration"], dict) or ("result" in record) == ("error" in record):
-                raise ValueError("a record has a configuration, and a result or an error")
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"line {number} of {path} is not a record of a sweep ({error}); give another file, or take the line "
-                             "out to run it again") from error
-        records.append(record)
-    return records
+    return _read(Path(path).expanduser())[0]
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, even if that is killed.
+
+    Every run calls it in the process where it runs. As `initializer=` of a `ProcessPoolExecutor` it also
+    ends workers that have had no run yet. In processes that `multiprocessing` did not start, it does
+    nothing.
+    """
+    _watch_parent()
 
 
 def train(configuration: dict[str, Any]) -> dict[str, float]:
@@ -119,22 +137,73 @@ def train(configuration: dict[str, Any]) -> dict[str, float]:
     return {"test_accuracy": done.test_accuracy, "train_loss": done.train_loss, "last_loss": float(done.history["loss"][-1])}
 
 
-def _record(function, configuration):
-    """The record of one run, made where the executor runs it."""
+@cache
+def _watch_parent():
+    """Start the thread that waits for the parent's end; once per process."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def end():
+            wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=end, daemon=True).start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watch_parent.cache_clear)  # threads are not in the child
+
+
+def _outcome(function, configuration):
+    """What a record says about one run, made where the executor runs it."""
+    end_with_parent()
     start = time.perf_counter()
     try:
-        outcome = {"result": function(configuration)}
-        json.dumps(outcome)
-    except Exception as error:  # any error belongs to this run alone
+        outcome = {"result": jsonable.plain(function(copy.deepcopy(configuration)), "the result")}
+        jsonable.dumps(outcome)
+    except Stopped as stopped:  # no fault of the run's
+        raise BrokenExecutor(str(stopped)) from None
+    except (Exception, SystemExit) as error:  # any other error belongs to this run alone
         outcome = {"error": f"{type(error).__name__}: {error}"}
-    return {"configuration": configuration, **outcome, "seconds": round(time.perf_counter() - start, 3)}
+    return {**outcome, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def _key(configuration):
-    return json.dumps(configuration, sort_keys=True)
+def _key(configuration, name):
+    """Equal for equal configurations, whether they come from a caller or from the file."""
+    return jsonable.dumps(configuration, name, sort_keys=True)
 
 
-def _whole_lines(path):
-    """The bytes of the file up to the end of its last whole line; none if the file is missing."""
+def _read(path):
+    """(records, length of the file up to the end of the last whole one). ValueError where something else is in it."""
     content = path.read_bytes() if path.exists() else b""
-    return content[: content.rfind(b"\n") + 1]
+    whole = content.rfind(b"\n") + 1
+    records = []
+    for number, line in enumerate(content[:whole].splitlines(), 1):
+        if line.strip():
+            records.append(_record(line, f"line {number} of {path}"))
+    if tail := content[whole:]:
+        try:
+            records.append(_record(tail, "the last line"))
+            whole = len(content)
+        except ValueError as error:
+            if not (tail.startswith(START) or START.startswith(tail)):
+                raise ValueError(f"the end of {path}, {tail[:40]!r}, is not the beginning of a record of a sweep; the file is "
+                                 "left as it is. Give another file") from error
+    return records, whole
+
+
+def _record(line, name):
+    try:
+        record = jsonable.loads(line)
+        if not isinstance(record["configuration"], dict) or ("result" in record) == ("error" in record):
+            raise ValueError("a record has a configuration, and a result or an error")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{name} is not a record of a sweep ({error}); give another file, or remove the line to run it "
+                         "again") from error
+    return record
+
+
+def _ends_a_line(path):
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"

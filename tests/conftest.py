@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
+from cupy_double import in_place_of_cupy
 from hypothesis import HealthCheck, settings
 
 from minibn import backend, kernels
@@ -78,13 +79,18 @@ def arithmetic(request):
 
 
 STRICT = ["strict-oldest", "strict-newest"]
-OTHERS = [*STRICT, "torch", pytest.param("torch-gpu", marks=pytest.mark.gpu), pytest.param("cupy", marks=pytest.mark.gpu)]
+OTHERS = [*STRICT, "torch", "cupy-double", pytest.param("torch-gpu", marks=pytest.mark.gpu),
+          pytest.param("cupy", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=["numpy", *OTHERS])
 def library(request):
     """Each `Library` in turn: array-api-strict in the oldest version of the standard that will do and in the newest, without what
-    would make a GPU wait (shapes that depend on data)."""
+    would make a GPU wait (shapes that depend on data); `cupy_double`, the strict stand-in for CuPy."""
+    if request.param == "cupy-double":
+        with in_place_of_cupy():
+            yield Library("cupy", *backend.library("cupy"))
+        return
     if request.param not in STRICT:
         name = request.param.removesuffix("-gpu")
         pytest.importorskip(name)
@@ -97,6 +103,17 @@ def library(request):
     version = OLDEST if request.param == "strict-oldest" else strict.get_array_api_strict_flags()["api_version"]
     with strict.ArrayAPIStrictFlags(api_version=version, boolean_indexing=False, data_dependent_shapes=False):
         yield Library("array_api_strict", *backend.library("array_api_strict"))
+
+
+@pytest.fixture(params=["torch", "cupy-double", pytest.param("cupy", marks=pytest.mark.gpu)])
+def backend_name(request):
+    """Each library that a command can name, NumPy apart; "cupy" both of the stand-in and of a GPU."""
+    if request.param == "cupy-double":
+        with in_place_of_cupy():
+            yield "cupy"
+        return
+    pytest.importorskip(request.param)
+    yield request.param
 
 
 def others(test):

@@ -56,10 +56,10 @@ def test_test_accuracy_at_the_end_of_each_epoch():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"model": "transformer"}, "model must be one of"), ({"lr": -1}, "lr=-1"),
-    ({"epochs": 0}, "epochs must be a number of at least 1"),
+    ({"model": "transformer"}, "model must be one of"), ({"lr": -1}, "lr must be a number of at least 0, got -1"),
+    ({"epochs": 0}, "epochs must be a whole number of at least 1"),
     ({"data": "cifar10"}, "data='cifar10' needs path"), ({"path": "x"}, "data='digits' takes no path"),
-    ({"milestones": (2, 1)}, r"milestones must be increasing epochs above 0, got \[2, 1\]"),
+    ({"milestones": (2, 1)}, r"milestones must be increasing epochs above 0 and below epochs=24, got \[2.0, 1.0\]"),
     ({"schedule": "texp", "convert": True}, "schedule='texp' has no weight decay already"), ({"momentum": 1}, "momentum"),
     ({"eps": float("nan")}, "eps must be a number"),
 ])

@@ -139,10 +139,43 @@ def test_csv_gives_every_bit_back(steps):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "must name its columns"), ("step,momentum\n0,0.9\n", "must name its columns"), ("lr,speed\n", "must name its columns"),
-    ("lr,lr\n", "must name its columns"), ("lr,momentum\n0.1\n", "line 2 of the schedule, '0.1', is not a Step"),
+    ("", "must name its columns"),
+    ("step,momentum\n0,0.9\n", "must name its columns"), ("lr,momentun\n", "'momentun' must be called 'momentum'"),
+    ("lr,lr\n", "must name its columns"), ("lr,momentum\n0.1\n", "line 2 of the schedule, '0.1', has 1"),
     ("lr\n0.1\nfast\n", "line 3 of the schedule, 'fast'"), ("lr\nnan\n", "line 2 .*; got lr=nan"), ("lr\n-1\n", "lr=-1.0"),
 ])
 def test_bad_csv(text, message):
     with pytest.raises(ValueError, match=message):
         list(export.read_csv(text.splitlines()))
+
+
+@pytest.mark.parametrize("text", [
+    "\ufefflr,momentum\r\n0.1,0.9\r\n", "lr,momentum\n0.1,0.9\n\n\n", "\nlr,momentum\n\n0.1,0.9", "lr,momentum,,\n0.1,0.9,,\n",
+    ",lr,momentum\n0,0.1,0.9\n", "Unnamed: 0,lr,momentum\n0,0.1,0.9\n",
+    "momentum, lr\n .9, 1e-1\n", '"lr","momentum"\n"0.1","0.9"\n',
+    "step,lr,momentum\r0,0.1,0.9\r"])
+def test_csv_of_spreadsheets_and_pandas(text):
+    assert list(export.read_csv(io.StringIO(text, newline=""))) == [Step(0.1, 0.9)]
+
+
+def test_another_column_is_passed_over_with_a_warning():
+    with pytest.warns(UserWarning, match=r"the columns \['note'\] of the schedule are ignored"):
+        steps = list(export.read_csv(["lr,note\n", '0.1,"start, slowly"\n']))
+    assert steps == [Step(0.1)]
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("1_000", "'1_000' is not a number"), ("\u0661", "is not a number"),
+    ("1" * 200_000, "line 2 of the schedule is not CSV: field"),
+    ('"0.1', "line 2 of the schedule is not CSV"), ("0.1,0.9", "has 2 numbers for 1 columns"), ("0x10", "is not a number")])
+def test_lines_that_are_mistakes(line, message):
+    with pytest.raises(ValueError, match=message) as error:
+        list(export.read_csv(["lr\n", line + "\n"]))
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(("name", "field"), [("weight_decy", "weight_decay"), ("Momentum", "momentum"), ("wd", "weight_decay"),
+                                             ("weight decay", "weight_decay"), ("re-scale", "rescale")])
+def test_a_column_that_is_almost_a_field_is_refused_and_not_passed_over(name, field):
+    with pytest.raises(ValueError, match=f"{name!r} must be called {field!r}"):
+        export.read_csv([f"lr,{name}\n", "0.1,0.9\n"])

@@ -13,11 +13,10 @@ from minibn.training import History, fit
 
 def test_the_two_runs_are_one(tmp_path, capsys):
     assert main(["--epochs", "3", "--batch", "128", "--output", str(tmp_path / "new" / "folder")]) == 0
-    out, err = capsys.readouterr()
+    out = capsys.readouterr().out
     for text in ("weight decay, usual schedule", "no weight decay, growing lr", "lr at the last step", "|w| at the end",
                  "training loss", "test accuracy", "the same run", "headline.png"):
         assert text in out
-    assert "33/33" in err
     usual, exponential = (History.read_csv(tmp_path / "new" / "folder" / f"{name}.csv") for name in ("usual", "exponential"))
     assert np.abs(usual["loss"] - exponential["loss"]).max() < 1e-9
     np.testing.assert_allclose(usual["effective_lr/invariant"], exponential["effective_lr/invariant"], rtol=0.02)  # apart by α

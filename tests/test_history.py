@@ -34,3 +34,38 @@ def test_pandas_reads_a_history_as_it_is(tmp_path):
     assert table["test_loss"].notna().tolist() == [False, False, False, True, False, False, False]
     for name in history.columns:
         np.testing.assert_allclose(table[name], history[name], rtol=1e-15, err_msg=name)
+
+
+def test_numbers_of_numpy_survive_the_csv(tmp_path):
+    history = History({"step": np.arange(2), "loss": np.float32([0.1, 1 / 3])})
+    history.append({"step": np.int64(2), "loss": np.float32(0.7)})
+    history.write_csv(tmp_path / "h.csv")
+    again = History.read_csv(tmp_path / "h.csv")
+    assert again.columns == history.columns == {"step": [0, 1, 2], "loss": [float(np.float32(x)) for x in (0.1, 1 / 3, 0.7)]}
+
+
+@pytest.mark.parametrize("text", ["\ufeffstep,loss\n0,0.5\n1,nan\n", "step,loss\r\n0,0.5\r\n\r\n1,nan\r\n\r\n",
+                                  "step,loss,\n0,0.5,\n1,nan,\n",
+                                  ",step,loss\n0,0,0.5\n1,1,\n", "step, loss\n0.0, 5e-1\n1.0,NaN\n"],
+                         ids=["mark", "windows", "commas", "pandas", "spaces"])
+def test_a_history_that_other_programs_saved(tmp_path, text):
+    (tmp_path / "h.csv").write_text(text, encoding="utf-8", newline="")
+    history = History.read_csv(tmp_path / "h.csv")
+    assert repr(history.columns) == "{'step': [0, 1], 'loss': [0.5, nan]}"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"step,loss\n0\n", b"step,loss\n0,fast\n", b"step,step\n0,1\n", b"step\ninf\n",
+                                     b"loss\n" + b"1" * 200_000 + b"\n", b'loss\n"1\n', b"\xff\xfes\x00", b"loss\n1_0\n"])
+def test_what_is_no_history_is_a_one_line_error(tmp_path, content):
+    (tmp_path / "h.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"h.csv is not a whole History: ") as error:
+        History.read_csv(tmp_path / "h.csv")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_columns_of_other_lengths_and_other_things_than_numbers_are_refused():
+    with pytest.raises(ValueError, match="must have one length, got {'a': 1, 'b': 2}"):
+        History({"a": [1], "b": [1, 2]})
+    with pytest.raises(TypeError, match="the column 'a' of a History holds numbers, got 'x'"):
+        History().append({"a": "x"})

@@ -93,6 +93,13 @@ def entries(count):
     return lambda draw, rng: tuple(3 * rng.standard_normal((count, 7, 3, 2, 2)))
 
 
+def some_arrays(draw, rng, of=None):
+    """A list of arrays of several shapes, 0-d among them; or `of` such lists."""
+    shapes = draw(st.lists(st.sampled_from([(), (5,), (2, 3), (1, 4, 2)]), min_size=1, max_size=12))
+    lists = [[rng.standard_normal(shape) for shape in shapes] for _ in range(of or 1)]
+    return lists if of else lists[0]
+
+
 CASES = {
     "affine": lambda draw, rng: affine(draw, rng)[1:],
     "affine_backward": lambda draw, rng: affine(draw, rng)[:3],
@@ -133,14 +140,25 @@ CASES = {
     "swiglu_backward": entries(3),
     "square": entries(1),
     "square_backward": entries(2),
-    "norm": lambda draw, rng: ([images(draw, rng), rng.standard_normal(5)],),
+    "norm": lambda draw, rng: (some_arrays(draw, rng),),
+    "joined": lambda draw, rng: (some_arrays(draw, rng),),
+    "zeros_like": lambda draw, rng: (some_arrays(draw, rng),),
+    "each": lambda draw, rng: (lambda w, v, g: (w - 0.1 * (0.9 * v + g), 0.9 * v + g), *some_arrays(draw, rng, of=3)),
 }
 cases = st.composite(lambda draw, name: CASES[name](draw, np.random.default_rng(draw(seeds))))
 
 
 def flat(result):
-    """The arrays of a result, as NumPy."""
-    return [backend.to_numpy(array) for array in (result if isinstance(result, tuple) else (result,))]
+    """The arrays of a result, which may be lists of lists, as NumPy."""
+    if isinstance(result, tuple | list):
+        return [array for part in result for array in flat(part)]
+    return [backend.to_numpy(result)]
+
+
+def call(implementation, name, arguments):
+    """The kernel's arrays; of `joined`, which may be few or many, all numbers."""
+    arrays = flat(getattr(implementation, name)(*arguments))
+    return [np.concatenate([array.ravel() for array in arrays])] if name == "joined" else arrays
 
 
 def assert_equal(ours, theirs, tolerance=1e-12):
@@ -169,7 +187,7 @@ def test_implementations_have_the_reference_s_signatures(implementation, name):
 def test_numpy_in_chunks_is_the_reference(name, data, chunk_bytes):
     arguments = data.draw(cases(name))
     with many_chunks(chunk_bytes):
-        assert_equal(getattr(cpu, name)(*arguments), getattr(reference, name)(*arguments))
+        assert_equal(call(cpu, name, arguments), call(reference, name, arguments))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -183,9 +201,12 @@ def test_other_libraries_are_the_reference(library, name, data):
             return [there(one) for one in argument]
         return library.array(argument) if isinstance(argument, np.ndarray) else argument
 
-    result = getattr(device, name)(*map(there, arguments))
-    assert all(library.is_home_of(array) for array in (result if isinstance(result, tuple) else (result,)))
-    assert_equal(result, getattr(reference, name)(*arguments))
+    def at_home(result):
+        return all(map(at_home, result)) if isinstance(result, tuple | list) else library.is_home_of(result)
+
+    moved = [there(argument) for argument in arguments]
+    assert at_home(getattr(device, name)(*moved))
+    assert_equal(call(device, name, moved), call(reference, name, arguments))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

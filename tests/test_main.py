@@ -1,6 +1,7 @@
 """The command line: what each command writes, and what it refuses."""
 
 import dataclasses
+import functools
 import io
 import json
 import subprocess
@@ -17,19 +18,20 @@ from minibn.training import History
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--depth", "9"], "--depth: needs 6n + 2 (8, 14, 20, 26, 32, …), got '9'"),
+    (["--depth", "9"], "--depth: needs 6n + 2 (8, 14, 20, 26, 32, and so on), got '9'"),
     (["--epochs", "0"], "--epochs: needs a whole number of at least 1, got '0'"),
     (["--epochs", "many"], "--epochs: needs a whole number of at least 1, got 'many'"),
     (["--batch", "1"], "--batch: needs a whole number from 2 to 1437, got '1'"),
     (["--lr", "-1"], "--lr: needs a number of at least 0, got '-1'"),
     (["--lr", "nan"], "--lr: needs a number of at least 0, got 'nan'"),
-    (["--momentum", "1"], "--momentum: needs a number from 0 to 1, got '1'"),
+    (["--momentum", "1"], "--momentum: needs a number of at least 0 and below 1, got '1'"),
     (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
     (["--lr", "1", "--weight-decay", "1", "--quiet"], "cannot be converted: weight decay would carry"),
     (["--output", __file__, "--quiet"], "File exists"),
-    (["sweep", "--norm", "none"], "invalid choice: 'none'"), (["sweep", "--lr", "-1"], "lr=-1"),
+    (["sweep", "--norm", "none"], "invalid choice: 'none'"),
+    (["sweep", "--lr", "-1"], "--lr: needs a number of at least 0, got '-1'"),
     (["train", "--data", "cifar10", "--path", "no/such"], "no CIFAR-10 at no/such: it does not exist. Download"),
-    (["train", "--batch", "100000"], "batch_size must lie between 1 and the number of examples, 1437"),
+    (["train", "--batch", "100000"], "--batch must lie between 1 and the number of examples, 1437"),
     (["train", "--depth", "9"], "depth must be 6n + 2"),
 ])
 def test_bad_flags(flags, message, capsys, tmp_path, monkeypatch):
@@ -95,7 +97,7 @@ def test_convert_there_and_back_through_files(flags, capsys, tmp_path, monkeypat
     (["convert", "--steps", "0"], "--steps: needs a whole number of at least 1, got '0'"),
     (["convert", "--steps", "5", "--schedule", "magic"], "invalid choice: 'magic'"),
     (["symmetries"], "the following arguments are required: model"),
-    (["symmetries", "vgg", "--depth", "8"], "--depth is for resnet and preresnet, not vgg"),
+    (["symmetries", "vgg", "--depth", "8"], "--depth has no effect with vgg; it is for resnet, preresnet"),
     (["symmetries", "vgg", "--explain", "nothing"], "no parameters named ['nothing']"),
 ])
 def test_bad_flags_of_the_commands(flags, message, capsys):
@@ -128,6 +130,7 @@ def test_train_on_cifar10_stopped_and_resumed(tmp_path, capsys):
     calls = []
     original = experiment.data.crop_flip
 
+    @functools.wraps(original)
     def interrupted(x, rng):
         calls.append(None)
         if len(calls) == 10:
@@ -140,7 +143,7 @@ def test_train_on_cifar10_stopped_and_resumed(tmp_path, capsys):
         assert main(resumable) == 130
     finally:
         experiment.data.crop_flip = original
-    assert "stopped; what was saved can be continued" in capsys.readouterr().err
+    assert "minibn: stopped" in capsys.readouterr().err
     assert main(resumable) == 0
     whole, resumed = (History.read_csv(tmp_path / name / "history.csv") for name in ("whole", "resumed"))
     for column in whole.columns:
@@ -150,7 +153,7 @@ def test_train_on_cifar10_stopped_and_resumed(tmp_path, capsys):
     assert json.loads((tmp_path / "whole" / "result.json").read_text())["settings"]["schedule"] == "texp"
     with pytest.raises(SystemExit):
         main([*resumable, "--lr", "0.2"])
-    assert "was written with other settings" in capsys.readouterr().err
+    assert "is of another run: settings.lr was 0.1, now 0.2" in capsys.readouterr().err
 
 
 # ---- minibn sweep ----

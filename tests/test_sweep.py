@@ -1,5 +1,6 @@
 """Sweeps: each run is recorded exactly once, whatever happens to the workers."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolEx
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minibn import sweep
@@ -80,6 +82,143 @@ def test_a_dead_worker_loses_nothing(tmp_path):
         with pytest.raises(BrokenExecutor, match="a worker of the sweep died .*1 of 3 runs are in .*sweep.jsonl"):
             sweep.run(die, sweep.grid(x=[1, 2, 4]), path, executor, progress=False)
     assert [r["configuration"]["x"] for r in sweep.read(path)] == [1]
+
+
+def takes_apart(configuration):
+    return {"score": configuration["lr"] + configuration.pop("seed")}
+
+
+@pytest.mark.parametrize("make", [ThreadPoolExecutor, lambda n: ProcessPoolExecutor(n, get_context("spawn"))],
+                         ids=["threads", "processes"])
+def test_records_survive_functions_that_change_their_configuration(tmp_path, make):
+    grid = sweep.grid(lr=[0.5], seed=[0, 1])
+    for _ in range(2):  # the second start runs nothing
+        with make(1) as executor:
+            records = sweep.run(takes_apart, grid, tmp_path / "s", executor, progress=False)
+        assert [(r["configuration"], r["result"]["score"]) for r in records] == [({"lr": 0.5, "seed": 0}, 0.5),
+                                                                                 ({"lr": 0.5, "seed": 1}, 1.5)]
+        assert len(sweep.read(tmp_path / "s")) == 2
+    assert grid == sweep.grid(lr=[0.5], seed=[0, 1])
+
+
+@pytest.mark.parametrize("content", [b"my notes, one line without newline", b"{}", b"\x00\x00", b'{"other": 1}\n', b"\xff\xfe"])
+def test_a_file_that_is_not_a_sweeps_is_left_as_it_is(tmp_path, content):
+    (tmp_path / "s").write_bytes(content)
+    refusal = "is not (a record|the beginning of a record) of a sweep"
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match=refusal):
+        sweep.run(dict, [{"a": 1}], tmp_path / "s", executor, progress=False)
+    assert (tmp_path / "s").read_bytes() == content
+
+
+@pytest.mark.parametrize(("tail", "runs"), [(b"", 1), (b"\n\n", 1), (b"\r\n", 1), (b'\n{"configuration": {"x": 2}, "res', 1),
+                                            (b"\n{", 1), (b'\n{"configuration": {"x": 2}, "result": 4, "seconds": 0}', 0)])
+def test_ends_of_a_sweeps_file(tmp_path, tail, runs):
+    """A line cut short is run again; a whole one counts, with or without a newline; empty lines are passed over."""
+    (tmp_path / "s").write_bytes(b'{"configuration": {"x": 1}, "result": 1, "seconds": 0}' + tail)
+    calls = []
+
+    def counted(configuration):
+        calls.append(configuration)
+        return configuration["x"] ** 2
+
+    with ThreadPoolExecutor(1) as executor:
+        records = sweep.run(counted, sweep.grid(x=[1, 2]), tmp_path / "s", executor, progress=False)
+    assert len(calls) == runs
+    assert [r["result"] for r in records] == [1, 4]
+    assert [r["result"] for r in sweep.read(tmp_path / "s")] == [1, 4]
+
+
+def test_results_that_are_not_finite_are_valid_json(tmp_path):
+    def diverged(configuration):
+        return {"loss": np.float32("nan"), "norm": float("inf"), "count": np.int64(3), "path": Path("a/b")}
+
+    with ThreadPoolExecutor(1) as executor:
+        (record,) = sweep.run(diverged, [{"lr": -float("inf")}], tmp_path / "s", executor, progress=False)
+        assert sweep.run(None, [{"lr": -float("inf")}], tmp_path / "s", executor, progress=False) != []
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    written = json.loads((tmp_path / "s").read_text(), parse_constant=refuse)
+    assert written["result"] == {"loss": "NaN", "norm": "Infinity", "count": 3, "path": "a/b"}
+    assert np.isnan(record["result"]["loss"])
+    assert record["configuration"]["lr"] == -np.inf
+    assert repr(sweep.read(tmp_path / "s")) == repr([record])
+
+
+def test_numbers_of_numpy_and_paths_in_configurations(tmp_path):
+    grid = sweep.grid(lr=np.logspace(-3, -1, 2), seed=np.arange(2), where=[Path("a")])
+    with ThreadPoolExecutor(1) as executor:
+        records = sweep.run(lambda c: type(c["seed"]).__name__, grid, tmp_path / "s", executor, progress=False)
+        again = sweep.run(None, sweep.grid(lr=[0.001, 0.1], seed=[0, 1], where=["a"]), tmp_path / "s", executor, progress=False)
+        assert again == records
+        trained = sweep.run(sweep.train, sweep.grid(model=["mlp"], epochs=np.array([1]), eps=np.logspace(-9, -3, 2)),
+                            tmp_path / "t", executor, progress=False)
+    assert records[0]["configuration"] == {"lr": 0.001, "seed": 0, "where": "a"}
+    assert all("result" in record for record in trained)
+
+
+@pytest.mark.parametrize(("configuration", "message"), [("ab", "configuration 1 must be a dict, got 'ab' of type str"),
+                                                        (3, "configuration 1 must be a dict"),
+                                                        ({"f": len}, r"configuration 1\['f'\] is .*which JSON cannot hold")])
+def test_configurations_that_cannot_be_recorded_are_refused_at_the_call(tmp_path, configuration, message):
+    with ThreadPoolExecutor(1) as executor, pytest.raises(TypeError, match=message):
+        sweep.run(square, [{"x": 1}, configuration], tmp_path / "s", executor, progress=False)
+    assert not (tmp_path / "s").exists()
+
+
+def exits(configuration):
+    raise SystemExit(3)
+
+
+def test_a_run_that_exits_is_a_failed_run(tmp_path):
+    with ThreadPoolExecutor(1) as executor:
+        (record,) = sweep.run(exits, [{"x": 1}], tmp_path / "s", executor, progress=False)
+    assert record["error"] == "SystemExit: 3"
+
+
+def test_deeply_nested_records_are_a_one_line_error(tmp_path):
+    (tmp_path / "s").write_text('{"configuration": ' + "[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match="line 1 of .* is not a record of a sweep .*"):
+        sweep.read(tmp_path / "s")
+
+
+def report_and_wait(configuration):
+    Path(configuration["folder"], str(os.getpid())).touch()
+    time.sleep(60)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="looks for processes by signal 0")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    code = ("import sys; from concurrent.futures import ProcessPoolExecutor; from multiprocessing import get_context\n"
+            f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            "from minibn import sweep; from test_sweep import report_and_wait\n"
+            "if __name__ == '__main__':\n"
+            "    with ProcessPoolExecutor(2, get_context('spawn')) as executor:\n"
+            f"        grid = sweep.grid(folder=[{str(tmp_path)!r}], x=range(4))\n"
+            f"        sweep.run(report_and_wait, grid, {str(tmp_path / 's')!r}, executor)\n")
+    (tmp_path / "main.py").write_text(code)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "main.py")])
+    workers = []
+    while len(workers) < 2:
+        assert parent.poll() is None
+        time.sleep(0.05)
+        workers = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 20
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < end, "a worker stays"
+        time.sleep(0.05)
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")  # an orphan may stay as a zombie where nobody waits for it
+    return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_equal_configurations_run_once(tmp_path):

@@ -1,5 +1,7 @@
 """The training loop: what it records, exact resumption, and divergence."""
 
+import os
+import sys
 from itertools import chain, islice
 
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import Run, assert_same_bits
 
-from minibn import models, nn, schedules
+from minibn import nn, schedules
 from minibn.equivalence import remove_weight_decay
 from minibn.optim import SGD
 from minibn.training import DivergenceError, fit
@@ -62,7 +64,8 @@ def test_threads_do_not_change_a_bit():
     assert_same_bits(*results)
 
 
-def test_training_learns_and_history_holds_what_happened(capsys):
+def test_training_learns_and_history_holds_what_happened(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run = Run("float64")
     history = run.fit(epochs=10, progress=True, description="the bar")
     assert len(history) == 40
@@ -75,6 +78,25 @@ def test_training_learns_and_history_holds_what_happened(capsys):
     bar = capsys.readouterr().err
     for what in ("the bar", "loss=", "acc=", "lr/invariant=", "40/40"):
         assert what in bar
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_bar_shows_the_growing_lr_in_narrow_terminals_and_is_not_written_into_files(columns, capsys, monkeypatch):
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    description = "no weight decay, growing lr"
+    Run().fit(epochs=3, progress=True, description=description)
+    assert capsys.readouterr().err == ""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (25, columns))
+    with open(its, "w", encoding="utf-8") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        Run().fit(epochs=3, progress=True, description=description)
+        terminal.flush()
+        *_, last = os.read(ours, 2**16).decode().strip().split("\r")
+    os.close(ours)
+    assert "12/12" in last
+    assert "lr/invariant=0." in last
+    assert len(last) <= columns
 
 
 def test_effective_lr_counts_a_rescale():
@@ -113,24 +135,13 @@ def test_divergence_without_a_checkpoint():
 
 
 def test_training_arguments():
-    for options, message in (({"epochs": 0}, "epochs and every must be at least 1, got 0 and 100"),
+    for options, message in (({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+                             ({"every": 1.5}, "every must be a whole number of at least 1, got 1.5"),
+                             ({"max_steps": -1}, "max_steps must be a whole number of at least 0, got -1"),
                              ({"batch_size": 51}, "number of examples, 50; got 51"),
                              ({"threads": 0}, "count must be at least 1, got 0")):
         with pytest.raises(ValueError, match=message):
             Run().fit(**options)
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    path = tmp_path / "run.npz"
-    Run().fit(path=path, max_steps=1)
-    other = Run()
-    other.optimizers = {"all": SGD(other.net.parameters(), schedules.constant(0.1))}
-    with pytest.raises(ValueError, match=r"has the groups \['invariant', 'rest'\], not \['all'\]"):
-        other.fit(path=path)
-    other = Run()
-    other.net = models.vgg((4,), in_channels=1, rng=np.random.default_rng(0))
-    with pytest.raises(ValueError, match="state does not fit Sequential: missing"):
-        other.fit(path=path)
 
 
 class Squares:

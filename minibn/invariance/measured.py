@@ -23,7 +23,8 @@ class Probe(NamedTuple):
 
 
 def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarray],
-          names: Iterable[str] | dict[str, float] | None = None, *, scales: Iterable[float] = (0.3, 1.7, 12.0)) -> Probe:
+          names: Iterable[str] | dict[str, float] | None = None, *,
+          scales: Iterable[float] = (2.0**-8, 0.3, 1.7, 12.0, 2.0**8)) -> Probe:
     """Measure the lemma of scale invariance on any function: f(cθ) = f(θ), <∇L, θ> = 0, ∇L(cθ) = ∇L(θ) / c.
 
     Args:
@@ -32,7 +33,8 @@ def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarra
         parameters: {name: NumPy array}, float64 for a sharp answer.
         names: the parameters that are multiplied by c, all if None. A dict {name: exponent a}
             multiplies by c^a.
-        scales: the c that are tried, all above 0 and not 1. The worst counts.
+        scales: the c that are tried, all above 0 and not 1. The worst counts. The default spans what a
+            conversion with a `band` of 2**8 uses: a symmetry near the present weights alone is none.
 
     Returns:
         Probe: for each of the three the worst gap over all `scales`; NaN if f is not finite.

@@ -3,7 +3,7 @@
 The answer is for training mode, where BatchNorm uses the batch's statistics, and for eps = 0.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from minibn import nn
@@ -45,7 +45,7 @@ def symmetries(model: nn.Module) -> "Symmetries":
     output = model.degree(Degree(walk)).settled(None)
     walk.require(output.form, {}, None, "the output must stay as it is")
     eps = {name: value for name, module in model.named_modules() if (value := getattr(module, "eps", 0))}
-    return Symmetries({name: p.data.ndim for name, p in model.named_parameters()}, walk, eps)
+    return Symmetries({name: p.data.ndim for name, p in model.named_parameters()}, walk.equations, walk.cancelled_by, eps)
 
 
 def _refuse_degrees_of_another_forward(model):
@@ -70,6 +70,13 @@ def _refuse_degrees_of_another_forward(model):
 class Symmetries:
     """The rescaling symmetries of a network; `str()` is a table.
 
+    Args:
+        dimensions: {name: number of axes}, in the network's order. A parameter with less than two is taken for a bias, γ or β.
+        equations: iterable of `degree.Equation` between the parameters' exponents.
+        cancelled_by: {name of a parameter: the normalisations that cancel its scale}.
+        eps: {normalisation: its eps}, where that is not 0.
+        sizes: {name: number of entries}. Where sets overlap and another choice has half as many entries again, that is taken.
+
     Attributes:
         names: all parameters, in the network's order.
         equations: list of `degree.Equation` between their exponents.
@@ -93,9 +100,11 @@ class Symmetries:
         'linear1.weight may be scaled alone: norm1 cancels it'
     """
 
-    def __init__(self, dimensions: dict[str, int], walk: Walk, eps: dict[str, float]) -> None:
-        self.names, self.equations, self.eps = list(dimensions), walk.equations, eps
-        self._dimensions, self._cancelled_by = dimensions, walk.cancelled_by
+    def __init__(self, dimensions: Mapping[str, int], equations: Iterable[Equation],
+                 cancelled_by: Mapping[str, Iterable[str]] | None = None, eps: Mapping[str, float] | None = None,
+                 sizes: Mapping[str, int] | None = None) -> None:
+        self.names, self.equations, self.eps = list(dimensions), list(equations), dict(eps or {})
+        self._dimensions, self._cancelled_by, self._sizes = dimensions, cancelled_by or {}, sizes or {}
 
     def is_scale_invariant(self, names: Iterable[str]) -> bool:
         """Whether multiplying all parameters in `names` by the same c > 0 leaves the network as it is; exact.
@@ -107,9 +116,18 @@ class Symmetries:
 
     @cached_property
     def groups(self) -> list[tuple[str, ...]]:
+        first = self._disjoint(sorted(self.names, key=self._is_vector))  # convs and linear maps first
+        if not self._sizes:
+            return first
+        large = self._disjoint(sorted(self.names, key=lambda n: (self._is_vector(n), -self._sizes[n])))
+        entries = [sum(self._sizes[n] for group in groups for n in group) for groups in (first, large)]
+        return large if entries[1] > 1.5 * entries[0] else first
+
+    def _disjoint(self, order):
+        """Finest sets, none of which overlap, found for one parameter after the other."""
         groups: list[tuple[str, ...]] = []
         taken: set[str] = set()
-        for name in sorted(self.names, key=self._is_vector):  # convs and linear maps first
+        for name in order:
             if name not in taken and (group := self._finest(name, taken)):
                 groups.append(tuple(n for n in self.names if n in group))
                 taken |= group
@@ -195,7 +213,7 @@ class Symmetries:
         solution too, so would be the rest, since the equations are linear; and of S and the rest, the
         one that contains `name` comes earlier in the order.
         """
-        order = sorted(self._touching, key=self._is_vector, reverse=True)
+        order = sorted(self._touching, key=lambda n: min(self._dimensions[n], 2))
         fixed = {**dict.fromkeys(taken, 0), name: 1}
         stack = [(fixed, list(fixed))]
         while stack:

@@ -9,7 +9,7 @@ A layer never cuts arrays into chunks, and a kernel never knows a layer.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
@@ -56,7 +56,7 @@ def plain() -> Iterator[None]:
         _plain.reset(token)
 
 
-def norm(arrays: list[Array]) -> Array:
+def norm(arrays: Iterable[Array]) -> Array:
     """`√(Σ x²)` over all numbers of a list of arrays, as `reference.norm` says."""
     arrays = list(arrays)
     return of(arrays[0]).norm(arrays) if arrays else 0.0

@@ -6,11 +6,12 @@ that reads one schedule and yields another.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from minibn import backend
+from minibn import backend, kernels
 from minibn.backend import Array, array_namespace
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Optimizer(Generic[S]):
         entries: names of the state arrays, such as ("velocity",). Each becomes an attribute, a list with one array per
             parameter, which starts at zero.
         update: the equation, for one parameter.
+        elementwise: whether `update` computes each number from the numbers at its place only. Then many parameters may
+            be given to it as one long array.
 
     Args:
         parameters: list of `nn.Parameter`, as from `module.parameters()`.
@@ -79,6 +82,7 @@ class Optimizer(Generic[S]):
 
     step_type: ClassVar[type[StepNumbers]]
     entries: ClassVar[tuple[str, ...]]
+    elementwise: ClassVar[bool] = True
     scale: float = 1.0  # P: the weights of the ordinary run are P times these. See `equivalence.undecayed`
 
     def __init__(self, parameters: Iterable["Parameter"], schedule: Iterable[S]) -> None:
@@ -132,10 +136,13 @@ class Optimizer(Generic[S]):
         for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
             self._check(i, parameter.data, gradient)
         states = [getattr(self, entry) for entry in self.entries]
-        for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
-            parameter.data, *new = self.update(step, parameter.data, gradient, *(state[i] for state in states))
-            for state, array in zip(states, new, strict=True):
-                state[i] = array
+        weights = [parameter.data for parameter in self.parameters]
+        each = kernels.of(weights[0]).each if self.elementwise else kernels.reference.each
+        weights, *states = each(partial(self.update, step), weights, gradients, *states)
+        for parameter, weight in zip(self.parameters, weights, strict=True):
+            parameter.data = weight
+        for entry, arrays in zip(self.entries, states, strict=True):
+            setattr(self, entry, arrays)
         self.steps += 1
         self.last = step
 
@@ -154,8 +161,9 @@ class Optimizer(Generic[S]):
 
     def zero_grad(self) -> None:
         """Set the gradient of every parameter to zero."""
-        for parameter in self.parameters:
-            parameter.zero_grad()
+        weights = [parameter.data for parameter in self.parameters]
+        for parameter, zeros in zip(self.parameters, kernels.of(weights[0]).zeros_like(weights), strict=True):
+            parameter.grad = zeros
 
     def arrays(self) -> dict[str, Array]:
         """{"ENTRY/i": state array of parameter i} for each name ENTRY in `entries`; the arrays themselves, not copies."""

@@ -96,6 +96,7 @@ class Muon(Optimizer[MuonStep]):
 
     step_type = MuonStep
     entries = ("velocity",)
+    elementwise = False
     velocity: list[Array]
 
     def __init__(self, parameters: Iterable["Parameter"], schedule: Iterable[MuonStep]) -> None:

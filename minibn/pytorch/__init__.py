@@ -4,8 +4,6 @@
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     remove_weight_decay(optimizer, report(model, lambda model: loss(model(x), y)))  # (x, y): any batch
-
-`hooks` converts a live optimizer, `measure` tells which of a model's weights may be converted.
 """
 
 try:
@@ -15,6 +13,6 @@ except ImportError as error:
                       "https://pytorch.org/get-started/locally") from error
 
 from minibn.pytorch.hooks import Conversion, add_weight_decay, effective_lr, remove_weight_decay
-from minibn.pytorch.measure import Report, report
+from minibn.pytorch.reporting import Report, report
 
 __all__ = ["Conversion", "Report", "add_weight_decay", "effective_lr", "remove_weight_decay", "report"]

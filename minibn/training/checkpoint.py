@@ -1,57 +1,67 @@
 """Checkpoints: a training run on disk, either whole or not at all.
 
-`save` and `load` write and read the file: named arrays, and facts that JSON can hold. `save_run` and
-`load_run` lay out a training run in it:
+`save` and `load` write and read the file: named arrays, and facts that JSON can hold. It is a zip
+archive that `numpy.load` can read, too:
+
+    minibn.json         the facts
+    NAME.npy            each array
+    SHA256SUMS          a checksum of each part above, as the program sha256sum writes and checks them
+
+`save_run` and `load_run` lay out a training run in it:
 
     model/NAME              the model's state_dict
     optimizer/GROUP/NAME    the arrays of the group's optimiser, such as velocity/0
     history/COLUMN          the measurements so far
-    facts                   the other numbers of each optimiser, state of the random generator, columns, settings
+    facts                   what else is needed to go on, and what must be the same for that
 """
 
-import json
+import errno
+import hashlib
+import io
+import math
 import os
-import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import chain, islice
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.random import Generator
 
-from minibn import nn
+from minibn import files, jsonable, nn
 from minibn.backend import Array, to_numpy
 from minibn.optim import Optimizer
 from minibn.training.history import History
 
+FACTS, SUMS = "minibn.json", "SHA256SUMS"
 
-def save(path: str | Path, arrays: Mapping[str, Array], facts: Any) -> None:
+
+def save(path: str | Path, arrays: Mapping[str, Array], facts: Any, *, commit: bool = True) -> None:
     """Write `arrays` {name: array} and `facts` (anything JSON can hold) to `path`, atomically.
 
-    They go to a temporary file beside it, which is flushed to the disk and then renamed. At every
-    moment `path` holds either the old checkpoint or the new one, even when the disk is full or the
-    process is killed.
+    At every moment `path` holds either the old checkpoint or the new one, even when the disk is full or
+    the process is killed: see `files.replacing`. Any names will do. NumPy's numbers in `facts` come back
+    as Python's, arrays and tuples as lists: see `jsonable`.
+
+    Args:
+        commit: False writes everything and removes it again. It shows whether `path` can be written.
 
     Raises:
-        OSError: the file cannot be written. An earlier checkpoint at `path` is still there.
+        OSError: the file cannot be written, or is there and not a checkpoint. It is then as it was.
+        TypeError, ValueError: an array of objects, or facts that JSON cannot hold.
     """
-    path = Path(path)
-    parts: dict[str, Any] = {name: to_numpy(value) for name, value in arrays.items()}
-    parts["facts.json"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    text = jsonable.dumps(facts, "facts").encode()
     try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _check_ours(path)
+        with files.replacing(path, commit=commit) as file:
+            _write(file, {name: to_numpy(value) for name, value in arrays.items()}, text)
     except OSError as error:
         raise OSError(error.errno, f"checkpoint not written ({error.strerror}); what was saved before is untouched",
                       str(path)) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], Any]:
@@ -59,61 +69,112 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint, or is truncated or changed (each part of it carries
-            a checksum).
+        ValueError: the file is not a checkpoint, or not one byte for byte as it was written.
     """
-    with open(path, "rb") as stream:
+    with open(os.path.expanduser(path), "rb") as stream:
         try:
-            with np.load(stream, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            return arrays, json.loads(arrays.pop("facts.json").tobytes())
-        except Exception as error:  # damaged bytes make zipfile and NumPy raise a dozen types
+            parts = _read(stream)
+            facts = jsonable.loads(parts.pop(FACTS))
+            return {name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+                    for name, data in parts.items()}, facts
+        except Exception as error:  # damaged bytes make zipfile raise a dozen types
             raise ValueError(f"{path} is not a whole minibn checkpoint ({type(error).__name__}: {error}); delete it to start "
                              "again, or use another") from error
 
 
 def save_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimizer], generator: Any, history: History,
-             settings: Any) -> None:
+             run: Any, *, commit: bool = True) -> None:
     """Write a training run to `path`.
 
     Args:
         model, optimizers, history: as in `training.fit`.
         generator: the state of the random generator from which to resume.
-        settings: anything JSON can hold; `load_run` needs the same.
+        run: anything JSON can hold; `load_run` needs the same.
+        commit: as in `save`.
 
     Raises:
         OSError: as in `save`.
     """
     arrays = {f"model/{name}": value for name, value in model.state_dict().items()}
-    arrays |= {f"history/{name}": history[name] for name in history.columns}
+    arrays |= {f"history/{name}": np.asarray(history[name]) for name in history.columns}
     numbers: dict[str, dict[str, Any]] = {}
     for group, optimizer in optimizers.items():
         state = optimizer.state_dict()
         numbers[group] = {key: value for key, value in state.items() if isinstance(value, Real)}
         arrays |= {f"optimizer/{group}/{key}": value for key, value in state.items() if key not in numbers[group]}
-    facts = {"optimizers": numbers, "generator": generator, "columns": list(history.columns), "settings": settings}
-    save(path, arrays, facts)
+    last = {group: asdict(optimizer.last) for group, optimizer in optimizers.items() if optimizer.last is not None}
+    facts = {"optimizers": numbers, "last": last, "generator": generator, "columns": list(history.columns), "run": run}
+    save(path, arrays, facts, commit=commit)
 
 
-def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimizer], rng: Generator, settings: Any) -> History:
+def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimizer], rng: Generator, run: Any) -> History:
     """Bring `model`, `optimizers` and `rng` to the state that `save_run` wrote, and return its History.
 
+    Nothing is changed before all that must be the same has been compared: `run`, the kind of `rng`, the
+    groups, every dtype and shape, and the schedules as far as they were followed.
+
     Raises:
-        ValueError: the file is damaged, or was written with other settings, groups or shapes.
+        ValueError: the file is damaged, or of another run. The message names what differs.
     """
     arrays, facts = load(path)
-    if not isinstance(facts, dict) or not facts.keys() >= {"optimizers", "generator", "columns", "settings"}:
-        raise ValueError(f"{path} is a checkpoint, but not one of this version's training.fit; give another file")
-    if facts["settings"] != json.loads(json.dumps(settings)):
-        raise ValueError(f"{path} was written with other settings, {facts['settings']}; now they are {settings}. Go on with the "
-                         "same, or give another file")
-    if facts["optimizers"].keys() != optimizers.keys():
-        raise ValueError(f"{path} has the groups {list(facts['optimizers'])}, not {list(optimizers)}")
-    model.load_state_dict(_below("model/", arrays))
+    try:
+        history = History({name: arrays[f"history/{name}"].tolist() for name in facts["columns"]})
+        old = {**facts["run"], "rng": facts["generator"]["bit_generator"], "groups": list(facts["optimizers"])}
+        kinds = {name: (str(array.dtype), array.shape) for name, array in arrays.items() if name.startswith("model/")}
+        steps = {group: int(numbers["steps"]) for group, numbers in facts["optimizers"].items()}
+        last, rates = dict(facts["last"]), {group: history[f"lr/{group}"].tolist() for group in steps if len(history)}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is a checkpoint, but not one of this version's training.fit; give another file") from error
+    new = {**run, "rng": type(rng.bit_generator).__name__, "groups": list(optimizers)}
+    now = {f"model/{name}": (str(array.dtype), array.shape) for name, array in _in_numpy(model.state_dict())}
+    _refuse(path, chain(differences(old, jsonable.loads(jsonable.dumps(new))), differences(kinds, now)))
     for group, optimizer in optimizers.items():
+        drawn = list(islice(optimizer.schedule, steps[group]))
+        _refuse(path, _other_steps(group, rates.get(group, []), last.get(group), drawn))
+        rest, optimizer.schedule = optimizer.schedule, iter(drawn)
         optimizer.load_state_dict(facts["optimizers"][group] | _below(f"optimizer/{group}/", arrays))
+        optimizer.schedule = rest
+    model.load_state_dict(_below("model/", arrays))
     rng.bit_generator.state = facts["generator"]
-    return History({name: arrays[f"history/{name}"].tolist() for name in facts["columns"]})
+    return history
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """"NAME was OLD, now NEW" for each part in which two nested dicts differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from differences(old.get(key, "absent"), new.get(key, "absent"), f"{name}.{key}" if name else key)
+    elif old != new and repr(old) != repr(new):  # NaN is not equal to itself
+        yield f"{name} was {old!r}, now {new!r}" if name else f"it was {old!r}, now {new!r}"
+
+
+def _other_steps(group, rates, last, drawn):
+    """`differences` of a schedule from the one that was followed: its lr at every step, and all of its last step."""
+    for t, (rate, step) in enumerate(zip(rates, drawn, strict=False)):
+        if not _close(rate, step.lr):
+            yield f"lr of {group!r} at step {t} was {rate!r}, now {step.lr!r}"
+            return
+    if last and drawn:
+        for name, value in jsonable.plain(asdict(drawn[-1])).items():
+            if not _close(last.get(name), value):
+                yield f"{name} of {group!r} at step {len(drawn) - 1} was {last.get(name, 'absent')!r}, now {value!r}"
+
+
+def _close(one, other):
+    """Whether two values are equal, but for the rounding of another machine."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9)
+    return one == other
+
+
+def _refuse(path, different):
+    if found := list(different):
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ValueError(f"{path} is of another run: {'; '.join(found[:3])}{more}. Go on with the same, or give another file")
+
+
+def _in_numpy(state):
+    return ((name, to_numpy(value)) for name, value in state.items())
 
 
 def _below(prefix, arrays):
@@ -121,11 +182,65 @@ def _below(prefix, arrays):
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def _sync_folder(folder):
-    """Make the rename itself durable, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+class _Part:
+    """A part of the archive that is being written, and the checksum of its bytes."""
+
+    def __init__(self, file):
+        self.file, self.sum = file, hashlib.sha256()
+
+    def write(self, data):
+        self.sum.update(data)
+        return self.file.write(data)
+
+
+@contextmanager
+def _part(archive, name, sums):
+    entry = zipfile.ZipInfo(name)
+    if entry.filename != name or name in sums or "\n" in name:
+        raise ValueError(f"a checkpoint cannot hold the name {name!r}; give another")
+    with archive.open(entry, "w", force_zip64=True) as file:
+        part = _Part(file)
+        yield part
+    sums[name] = part.sum.hexdigest()
+
+
+def _write(file: BinaryIO, arrays: Mapping[str, np.ndarray], facts: bytes) -> None:
+    sums: dict[str, str] = {}
+    with zipfile.ZipFile(file, "w") as archive:
+        with _part(archive, FACTS, sums) as part:
+            part.write(facts)
+        for name, array in arrays.items():
+            with _part(archive, f"{name}.npy", sums) as part:
+                np.lib.format.write_array(part, array, allow_pickle=False)
+        archive.writestr(zipfile.ZipInfo(SUMS), _listed(sums))
+
+
+def _read(file: BinaryIO) -> dict[str, bytes]:
+    """{name: bytes} of all parts but the checksums, which must be right."""
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if sum(max(entry.file_size, entry.compress_size) for entry in entries) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its parts are longer than the file")
+        parts = {entry.filename: archive.read(entry) for entry in entries}
+    sums = parts.pop(SUMS, None)
+    if sums is None:
+        raise ValueError("it has no checksums; a file of an earlier version, or of another program")
+    if sums != _listed({name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}):
+        raise ValueError("a checksum differs")
+    return parts
+
+
+def _listed(sums: Mapping[str, str]) -> bytes:
+    return "".join(f"{value}  {name}\n" for name, value in sums.items()).encode()
+
+
+def _check_ours(path):
+    """Raise FileExistsError if there is a file at `path` that `save` did not begin."""
+    place = files.target(path)
+    if place.exists():
+        head = b""
+        if place.is_file():
+            with open(place, "rb") as file:
+                head = file.read(30 + len(FACTS))
+        if not place.is_file() or (head and (head[:4] != b"PK\3\4" or head[30:] != FACTS.encode())):
+            raise FileExistsError(errno.EEXIST, "the file that is there is not a minibn checkpoint; give another name", str(path))

@@ -1,10 +1,14 @@
 """History: one row of measured numbers per step."""
 
 import csv
+import io
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from minibn import files, jsonable, tables
 
 
 class History:
@@ -26,20 +30,29 @@ class History:
         >>> history.append({"step": 0, "loss": 2.5})
         >>> history["loss"], len(history)
         (array([2.5]), 1)
+
+    Raises:
+        ValueError: columns of different lengths.
+        TypeError: a value is not a number.
     """
 
     def __init__(self, columns: Mapping[str, Iterable[float]] | None = None) -> None:
-        self.columns = {name: list(values) for name, values in (columns or {}).items()}
+        self.columns = {name: [_number(value, name) for value in values] for name, values in (columns or {}).items()}
+        lengths = {name: len(values) for name, values in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the columns of a History must have one length, got {lengths}")
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add a row {column: number}, of ints and floats.
+        """Add a row {column: number}. NumPy's numbers become Python's.
 
         Raises:
             ValueError: the row has other columns than the first one.
+            TypeError: a value is not a number.
         """
         if self.columns and row.keys() != self.columns.keys():
             raise ValueError(f"a row must have the columns {list(self.columns)}, got {list(row)}")
-        for name, value in row.items():
+        numbers = {name: _number(value, name) for name, value in row.items()}
+        for name, value in numbers.items():
             self.columns.setdefault(name, []).append(value)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -52,25 +65,42 @@ class History:
     def write_csv(self, path: str | Path) -> None:
         """Write the header, then one line per row. Floats keep all digits, so reading gives the same bits.
 
-        `pandas.read_csv(path)` reads it: the steps as integers, all else as floats.
+        `pandas.read_csv(path)` reads it: the steps as integers, all else as floats. The file at `path` is
+        replaced as a whole.
         """
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
+        with files.replacing(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            writer = csv.writer(text)
             writer.writerow(self.columns)
             writer.writerows(zip(*self.columns.values(), strict=True))
+            text.detach()  # which writes the rest, and leaves `file` open
 
     @classmethod
     def read_csv(cls, path: str | Path) -> "History":
-        """The History that `write_csv` wrote.
+        """The History that `write_csv` wrote, also after a spreadsheet or pandas has saved it again.
 
         Raises:
-            ValueError: the file is empty, or a row is cut short or is not numbers.
+            ValueError: the file is empty or not text in UTF-8, or a row is cut short or is not numbers.
         """
-        with open(path, newline="", encoding="utf-8") as file:
-            names, *rows = list(csv.reader(file)) or [[]]
-        if not names or any(len(row) != len(names) for row in rows):
-            raise ValueError(f"{path} is not a whole History: every line must have as many columns as the first")
-        columns = {name: [float(row[i]) for row in rows] for i, name in enumerate(names)}
-        if "step" in columns:
-            columns["step"] = [int(step) for step in columns["step"]]
+        with open(os.path.expanduser(path), newline="", encoding="utf-8") as file:
+            try:
+                names, rows = tables.read(file, str(path))
+                columns: dict[str, list[float]] = {name: [] for name in names}
+                for line, row in rows:
+                    for name, text in row.items():
+                        try:
+                            value = tables.number(text or "nan")  # pandas leaves NaN out
+                            columns[name].append(int(value) if name == "step" else value)
+                        except (ValueError, OverflowError) as error:
+                            raise ValueError(f"line {line}, column {name!r}: {error}") from error
+            except ValueError as error:  # UnicodeDecodeError is one
+                raise ValueError(f"{path} is not a whole History: {error}") from error
         return cls(columns)
+
+
+def _number(value, name):
+    """`value` as an int or a float of Python."""
+    number = jsonable.plain(value, f"the column {name!r}")
+    if not isinstance(number, (int, float)):
+        raise TypeError(f"the column {name!r} of a History holds numbers, got {value!r}")
+    return int(number) if isinstance(number, bool) else number

@@ -1,18 +1,20 @@
 """The training loop: forward, loss, backward, step."""
 
 import math
+import operator
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from numpy.random import Generator
-from tqdm import tqdm
 
 from minibn import backend, data, kernels, nn
 from minibn.backend import Array
 from minibn.optim import Optimizer
-from minibn.training import checkpoint
+from minibn.progress import bar
+from minibn.training import checkpoint, interruption
 from minibn.training.evaluation import accuracy, evaluate
 from minibn.training.history import History
 from minibn.training.recorder import Recorder, measure, watch, weights
@@ -49,6 +51,9 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
     Results are the same to the last bit for any number of threads, and for a run that was stopped
     and resumed.
 
+    Ctrl-C, SIGTERM and SIGHUP stop it at the end of the current step. With `path` that step is saved
+    first. The exception has the History so far: see `interruption.Stopped`.
+
     Args:
         model: an `nn.Module`.
         optimizers: {name: SGD}. Two groups of weights are two optimisers, each with its own
@@ -60,8 +65,8 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
         loss: `nn.CrossEntropy()` if None.
         path: checkpoint file, written every `every` steps and at the end. With `resume`, an existing
             checkpoint is loaded first: model, optimisers, rng and history then continue as if the
-            run had never stopped. The optimisers must be fresh.
-        max_steps: stop after this step even if epochs are left. A later call can resume.
+            run had never stopped. The optimisers must be fresh. `~` is the home folder.
+        max_steps: stop after this many steps even if epochs are left. A later call can resume.
         augment: as in `data.batches`.
         validation: (x, y) to evaluate after each epoch's last step. The columns "test_loss" and
             "test_accuracy" are NaN at all other steps.
@@ -70,7 +75,7 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
         groups: {name: names of parameters} to measure in addition to the optimisers' parameters,
             each with columns of its own, for example `Conversion.groups`.
         threads: as in `minibn.threads`.
-        progress: whether to show a bar with loss, accuracy and learning rates.
+        progress: whether to show a bar with learning rates, loss and accuracy, in a terminal or notebook.
         description: text before the bar.
 
     Returns:
@@ -80,13 +85,19 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
         DivergenceError: the loss or a weight is not finite; no checkpoint is written after that. On a
             GPU the error may come a few steps late, because numbers are read in batches; the message
             names the step at which it happened.
-        ValueError: data, labels, batch size, groups or checkpoint do not fit, or the model was moved
-            after its optimisers were made.
+        ValueError: data, labels, batch size or groups do not fit; the model was moved after its
+            optimisers were made; or the checkpoint is damaged, or of another run. The message names
+            what differs.
+        OSError: the checkpoint cannot be written. This is found out before the first step.
+        Interrupted, Terminated: it was stopped by a signal.
     """
     loss = loss or nn.CrossEntropy()
     data.check_examples(x, y)
-    if epochs < 1 or every < 1:
-        raise ValueError(f"fit: epochs and every must be at least 1, got {epochs} and {every}")
+    if validation:
+        data.check_examples(*validation)
+    _check_whole(1, epochs=epochs, every=every)
+    if max_steps is not None:
+        _check_whole(0, max_steps=max_steps)
     data.batches(x, y, batch_size, rng=rng)  # raises now, not at the first step
     per_epoch = x.shape[0] // batch_size if drop_last else -(-x.shape[0] // batch_size)
     last = epochs * per_epoch if max_steps is None else min(epochs * per_epoch, max_steps)
@@ -95,30 +106,59 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
         if not optimizer.is_where_its_parameters_are():
             raise ValueError(f"the optimiser of group {group!r} was made before its parameters moved; make it after model.to")
     watched = watch(model, optimizers, groups or {})
-    history, saved = History(), None
-    if path and resume and Path(path).exists():
-        history, saved = checkpoint.load_run(path, model, optimizers, rng, settings), path
+    run = {"settings": settings, "examples": x.shape[0], "shape": x.shape[1:], "dtype": backend.dtype_name(x),
+           "batch_size": batch_size, "drop_last": drop_last, "augment": _name(augment), "loss": _name(type(loss)),
+           "validation": bool(validation), "measured": list(watched)}
     pause = 0 if where is None or backend.is_on_host(where) else 0.1 if progress else 1.0
-    first = len(history)
-    model.train()
-    with kernels.threads(threads), tqdm(total=last, initial=first, desc=description, disable=not progress) as bar:
-        recorder = Recorder(history, optimizers, bar, pause=pause, saved=saved)
-        batches = _batches(x, y, first, last, per_epoch, rng, batch_size=batch_size, drop_last=drop_last, augment=augment)
-        for step, (batch_x, batch_y, generator) in enumerate(batches, first):
-            batch_x, batch_y = backend.move(batch_x, where), backend.move(batch_y, where)
-            before = weights(watched)
-            outputs, value = train_step(model, loss, optimizers.values(), batch_x, batch_y, y if step == first else None)
-            row = {"step": step, "loss": value, "accuracy": accuracy(outputs, batch_y), **measure(watched, before)}
-            done = step + 1
-            validate = validation and done % per_epoch == 0
-            if validation:
-                row["test_loss"], row["test_accuracy"] = evaluate(model, *validation, loss=loss) if validate else (math.nan,) * 2
-            save = done % every == 0 or done == last
-            recorder.add(row, now=bool(path and save or validate or done == last))
-            if path and save:
-                checkpoint.save_run(path, model, optimizers, generator, history, settings)
-                recorder.saved = path
+    history, saved = History(), None
+    with interruption.deferred() as signals, kernels.threads(threads):
+        if path is not None and resume and os.path.exists(os.path.expanduser(path)):
+            history, saved = checkpoint.load_run(path, model, optimizers, rng, run), path
+        first = len(history)
+        if first > epochs * per_epoch:
+            raise ValueError(f"{path} is at step {first}, beyond the {epochs} epochs of {per_epoch} steps asked for; give at "
+                             f"least {-(-first // per_epoch)} epochs, or another file")
+        if path is not None and first < last:  # whether it can be written, now and not after hours
+            checkpoint.save_run(path, model, optimizers, rng.bit_generator.state, history, run, commit=False)
+        model.train()
+        with bar(last, first, description, progress) as shown:
+            recorder = Recorder(history, optimizers, shown, pause=pause, saved=saved)
+            batches = _batches(x, y, first, last, per_epoch, rng, batch_size=batch_size, drop_last=drop_last, augment=augment)
+            for done, (batch_x, batch_y, generator) in enumerate(batches, first + 1):
+                batch_x, batch_y = backend.move(batch_x, where), backend.move(batch_y, where)
+                before = weights(watched)
+                outputs, value = train_step(model, loss, optimizers.values(), batch_x, batch_y, y if done == first + 1 else None)
+                row = {"step": done - 1, "loss": value, "accuracy": accuracy(outputs, batch_y), **measure(watched, before)}
+                validate = validation and done % per_epoch == 0
+                if validation:
+                    row["test_loss"], row["test_accuracy"] = (evaluate(model, *validation, loss=loss) if validate
+                                                              else (math.nan,) * 2)
+                stop = signals.received
+                save = done % every == 0 or done == last or stop is not None
+                recorder.add(row, now=bool((path is not None and save) or validate or done == last or stop is not None))
+                if path is not None and save:
+                    checkpoint.save_run(path, model, optimizers, generator, history, run)
+                    recorder.saved = path
+                if stop is not None:
+                    break
+        signals.stop_if_received(len(history), recorder.saved, history)
     return history
+
+
+def _check_whole(low, **numbers):
+    """Raise ValueError unless each of `numbers` is a whole number of at least `low`."""
+    for name, value in numbers.items():
+        try:
+            good = operator.index(value) >= low
+        except TypeError:
+            good = False
+        if not good:
+            raise ValueError(f"fit: {name} must be a whole number of at least {low}, got {value!r}")
+
+
+def _name(function):
+    """How a checkpoint calls a function or a class; None for None."""
+    return getattr(function, "__qualname__", type(function).__qualname__) if function is not None else None
 
 
 def _batches(x: Array, y: Array, first: int, last: int, per_epoch: int, rng: Generator,

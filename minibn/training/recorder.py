@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from minibn import backend, kernels, monitor, nn
+from minibn import backend, monitor, nn
 from minibn.backend import Array
 from minibn.optim import Optimizer
 from minibn.training.history import History
@@ -66,9 +66,8 @@ def measure(watched: Mapping[str, Watched], before: Mapping[str, list[Array]]) -
     for name, (parameters, optimizer) in watched.items():
         step, after = optimizer.last, [p.data for p in parameters]
         assert step is not None, "measure needs an optimiser that has taken a step"
-        row |= {f"lr/{name}": step.lr, f"norm/{name}": kernels.norm(after),
-                f"effective_lr/{name}": monitor.effective_lr(step, before[name]),
-                f"angle/{name}": monitor.angular_update(before[name], after),
+        norm, effective_lr, angle = monitor.measure(step, before[name], after)
+        row |= {f"lr/{name}": step.lr, f"norm/{name}": norm, f"effective_lr/{name}": effective_lr, f"angle/{name}": angle,
                 f"predicted_angle/{name}": monitor.predicted_angle_of(step)}
     return row
 
@@ -130,6 +129,7 @@ class Recorder:
 
     def _show(self):
         last = {name: values[-1] for name, values in self.history.columns.items()}
-        rates = {f"lr/{group}": f"{last[f'lr/{group}']:.3g}" for group in self._groups}
-        self._bar.set_postfix({"loss": f"{last['loss']:.4f}", "acc": f"{last['accuracy']:.3f}", **rates}, refresh=False)
+        rates = [(f"lr/{group}", f"{last[f'lr/{group}']:.3g}") for group in self._groups]
+        numbers = [*rates[:1], ("loss", f"{last['loss']:.4f}"), ("acc", f"{last['accuracy']:.3f}"), *rates[1:]]
+        self._bar.set_postfix(dict(numbers), refresh=False)
         self._bar.update(len(self.history) - self._bar.n)

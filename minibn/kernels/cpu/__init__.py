@@ -35,11 +35,21 @@ from minibn.kernels.cpu.sequences import (
     swiglu_backward,
 )
 from minibn.kernels.cpu.sums import affine_backward, sum_rows
-from minibn.kernels.reference import affine, embed, global_average_pool, global_average_pool_backward, inverse_std, norm
+from minibn.kernels.reference import (
+    affine,
+    each,
+    embed,
+    global_average_pool,
+    global_average_pool_backward,
+    inverse_std,
+    joined,
+    norm,
+    zeros_like,
+)
 
 __all__ = ["add", "affine", "affine_backward", "average_pool", "average_pool_backward", "causal_attention",
-           "causal_attention_backward", "correlate", "correlate_backward", "cross_entropy", "embed", "embed_backward", "gelu",
-           "gelu_backward", "global_average_pool", "global_average_pool_backward", "inverse_std", "logistic", "max_pool",
-           "max_pool_backward", "moments", "norm", "normalise", "normalise_backward", "relu", "relu_backward", "rms_normalise",
-           "rms_normalise_backward", "rotate", "rotate_backward", "silu", "silu_backward", "square", "square_backward",
-           "sum_rows", "swiglu", "swiglu_backward"]
+           "causal_attention_backward", "correlate", "correlate_backward", "cross_entropy", "each", "embed", "embed_backward",
+           "gelu", "gelu_backward", "global_average_pool", "global_average_pool_backward", "inverse_std", "joined", "logistic",
+           "max_pool", "max_pool_backward", "moments", "norm", "normalise", "normalise_backward", "relu", "relu_backward",
+           "rms_normalise", "rms_normalise_backward", "rotate", "rotate_backward", "silu", "silu_backward", "square",
+           "square_backward", "sum_rows", "swiglu", "swiglu_backward", "zeros_like"]

@@ -14,6 +14,7 @@ respect to the inputs of `f`. Arrays are channels last; sizes that come in pairs
     | embedding     | rows of a table, chosen by integers          |
     | attention     | causal attention, rotary positions           |
     | loss          | cross-entropy, logistic loss                 |
+    | lists         | lists of arrays, such as all weights         |
 """
 
 from minibn.kernels.reference.activation import (
@@ -32,6 +33,7 @@ from minibn.kernels.reference.attention import causal_attention, causal_attentio
 from minibn.kernels.reference.convolution import Pair, correlate, correlate_backward, output_size, pad, seen, taps
 from minibn.kernels.reference.embedding import embed, embed_backward
 from minibn.kernels.reference.linear import add, affine, affine_backward, norm, sum_rows
+from minibn.kernels.reference.lists import each, joined, zeros_like
 from minibn.kernels.reference.loss import cross_entropy, logistic
 from minibn.kernels.reference.normalisation import (
     inverse_std,
@@ -52,8 +54,8 @@ from minibn.kernels.reference.pooling import (
 )
 
 __all__ = ["Pair", "add", "affine", "affine_backward", "average_pool", "average_pool_backward", "causal_attention",
-           "causal_attention_backward", "correlate", "correlate_backward", "cross_entropy", "embed", "embed_backward", "gelu",
-           "gelu_backward", "global_average_pool", "global_average_pool_backward", "inverse_std", "logistic", "max_pool",
-           "max_pool_backward", "moments", "norm", "normalise", "normalise_backward", "output_size", "pad", "relu",
+           "causal_attention_backward", "correlate", "correlate_backward", "cross_entropy", "each", "embed", "embed_backward",
+           "gelu", "gelu_backward", "global_average_pool", "global_average_pool_backward", "inverse_std", "joined", "logistic",
+           "max_pool", "max_pool_backward", "moments", "norm", "normalise", "normalise_backward", "output_size", "pad", "relu",
            "relu_backward", "rms_normalise", "rms_normalise_backward", "rotate", "rotate_backward", "seen", "silu",
-           "silu_backward", "square", "square_backward", "sum_rows", "swiglu", "swiglu_backward", "taps", "window"]
+           "silu_backward", "square", "square_backward", "sum_rows", "swiglu", "swiglu_backward", "taps", "window", "zeros_like"]

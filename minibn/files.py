@@ -1,0 +1,115 @@
+"""Files that are replaced as a whole, at the place where `open` would write them."""
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed anyway
+    fcntl = None  # type: ignore[assignment]
+
+
+def target(path: str | os.PathLike) -> Path:
+    """The file that `open(path, "w")` would write: links are followed. `~` is the home folder.
+
+    Raises:
+        IsADirectoryError: `path` is a folder, or ends as one does.
+        FileNotFoundError: its folder is missing.
+    """
+    given = os.path.expanduser(os.fsdecode(path))
+    place = Path(os.path.realpath(given))
+    if not given or given.endswith(("/", os.sep)) or place.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "this is a folder; give the name of a file", str(path))
+    if not place.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {place.parent}; make it first", str(path))
+    return place
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, *, commit: bool = True) -> Iterator[BinaryIO]:
+    """A binary file to write. At the end it takes the place of the file at `path`, all at once.
+
+    At every moment `path` holds either its earlier content or the new one, even when the disk is full
+    or the process is killed. Until then the new content is in a file named `NAME.minibn-….tmp` beside
+    it. Those that a killed process has left are removed.
+
+    As with `open`, a link stays a link, an existing file keeps its mode and a new one has that of the
+    umask. A device or a pipe is written directly.
+
+    Args:
+        path: file to write.
+        commit: False writes everything and removes it again. It shows whether there is room.
+
+    Raises:
+        OSError: the file cannot be written. What was at `path` is still there.
+    """
+    place = target(path)
+    if place.exists() and not place.is_file():
+        with open(place, "wb") as device:
+            yield device
+        return
+    earlier = place.stat() if place.exists() else None
+    if earlier:
+        os.close(os.open(place, os.O_WRONLY))  # raises where the file may not be written, though it could be replaced
+    _remove_leftovers(place)
+    temporary = place.with_name(f"{_stem(place)}{secrets.token_hex(4)}.tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise OSError(error.errno, f"no file can be made in its folder: {error.strerror}", str(path)) from error
+    try:
+        with open(handle, "wb") as file:
+            with suppress(OSError):  # some file systems know no locks
+                _lock(file)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if earlier:
+            with suppress(OSError, AttributeError):  # only root may give a file to another user
+                os.chown(temporary, earlier.st_uid, earlier.st_gid)
+            os.chmod(temporary, earlier.st_mode & 0o7777)
+        if commit:
+            os.replace(temporary, place)
+            _sync_folder(place.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _stem(place):
+    """How the names of this place's temporary files begin; cut, so that they are no longer than names may be."""
+    return f"{place.name[:50]}.minibn-"
+
+
+def _lock(file):
+    """Mark `file` as in use; the mark goes with the process. BlockingIOError if another process uses it."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_leftovers(place):
+    """Remove the temporary files of processes that were killed while they wrote `place`."""
+    pattern = re.compile(re.escape(_stem(place)) + r"[0-9a-f]{8}\.tmp")
+    names = []
+    with suppress(PermissionError):  # a folder may be writable and not readable
+        names = os.listdir(place.parent)
+    for name in filter(pattern.fullmatch, names):
+        with suppress(OSError), open(place.with_name(name), "rb") as file:
+            _lock(file)  # raises while its process lives
+            os.unlink(file.name)
+
+
+def _sync_folder(folder):
+    """Make the new name itself durable, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        with suppress(PermissionError):
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

@@ -1,0 +1,21 @@
+"""The progress bar of training and of sweeps."""
+
+import sys
+
+from tqdm import tqdm
+
+
+def bar(total: int, done: int, description: str, shown: bool) -> tqdm:
+    """A bar of `total` parts, of which `done` are done, with the latest numbers at its end.
+
+    It is drawn in terminals and notebooks only, never into a file or a pipe. The numbers come right
+    after the count, so that the first ones fit into 80 columns.
+
+    Args:
+        total, done: whole numbers.
+        description: text before the bar.
+        shown: whether it is wanted.
+    """
+    format_ = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    return tqdm(total=total, initial=done, desc=description, bar_format=format_, dynamic_ncols=True,
+                disable=not (shown and (sys.stderr.isatty() or "ipykernel" in sys.modules)))

@@ -1,0 +1,166 @@
+"""BatchNorm's running averages, kept in step with weights that a conversion makes larger.
+
+The mean of a convolution's output is proportional to its weights, the variance to their square. So each entry of a running
+average has a degree k in the scale of each converted set. When the script's weights are P times the held ones, the script's
+average is P**k times the held one. After a step from P to P' the held average is multiplied by (P/P')**k, and evaluation
+agrees with the script's at every step. The degrees are measured, entry by entry.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from minibn.pytorch.exact import Loss
+
+Groups = Sequence[Sequence[str]]
+Degrees = dict[str, list[tuple[int, torch.Tensor]]]  # {buffer: [(number of a set, degree of each entry in its scale)]}
+FIT = 1e-6
+TOGETHER = 4  # sets whose degrees are measured in one pass: 2**(2 * 4**3) is within float64's range
+
+
+class Carried(NamedTuple):
+    """What can be converted together with the running averages.
+
+    Attributes:
+        sets: as `groups`, without norms' γ and β whose conversion no running average could follow; a bias before BatchNorm
+            stands in the set of its convolution, since the average is a sum of both.
+        degrees: {buffer: [(number of the set, degree of each entry)]}.
+        left_out: the groups that are not in `sets`.
+        unfit: buffers that follow no power of the scales.
+    """
+
+    sets: list[tuple[str, ...]]
+    degrees: Degrees
+    left_out: list[tuple[str, ...]]
+    unfit: list[str]
+
+
+def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool], cancelled: set[str]) -> Carried:
+    """Measure the degrees at the point where `loss` stands, and choose what to convert.
+
+    Args:
+        loss: of the model.
+        groups: the scale-invariant sets.
+        affine: whether a group is a norm's γ and β.
+        cancelled: biases that BatchNorm takes out with the mean.
+    """
+    all_sets = sets = [tuple(group) for group in groups]
+    degrees, unfit = _degrees(loss, sets)
+    touching = _touching(loss, sets, unfit) if unfit else {}
+    left: set[int] = set()
+    for spoils in (affine, cancelled.issuperset):  # a bias of the layer itself can be carried along, one from further up not
+        if unfit:
+            left |= {i for name in unfit for i in touching.get(name, ()) if spoils(all_sets[i])}
+            sets = _united(all_sets, touching, left)
+            degrees, unfit = _degrees(loss, sets)
+    return Carried(sets, degrees, [all_sets[i] for i in sorted(left)], unfit)
+
+
+def _degrees(loss, sets):
+    """(degrees, buffers that have none)."""
+    rest, base = _rest(loss)
+    degrees: Degrees = {name: [] for name in base}
+    for start in range(0, len(sets), TOGETHER):  # the digits to the base 4 of one exponent are the degrees in TOGETHER scales
+        part = range(start, min(start + TOGETHER, len(sets)))
+        exponents = np.zeros(len(sets))
+        exponents[list(part)] = [4.0 ** (i - start) for i in part]
+        after = _at(loss, sets, exponents)
+        for name, statistic in base.items():
+            power = torch.nan_to_num(torch.log2((after[name] - rest[name]) / statistic), 0.0, 0.0, 0.0).round()
+            for i in part:
+                digit = power.div(4.0 ** (i - start), rounding_mode="floor").remainder(4)
+                if digit.any():
+                    degrees[name].append((i, _filled(digit, statistic)))
+    return degrees, _misfits(loss, sets, rest, base, degrees)
+
+
+def _rest(loss):
+    """(what a running average keeps of its old value, what it takes in of the batch's statistic), each by buffer.
+
+    A running average is linear: (1 - m) old + m new. Twice the old value tells the two apart.
+    """
+    after, twice = loss.running(), loss.running(2.0)
+    rest = {name: twice[name] - after[name] for name in after}
+    return rest, {name: after[name] - rest[name] for name in after}
+
+
+def _misfits(loss, sets, rest, base, degrees):
+    """Buffers that do not move as their degrees say, when each set is multiplied by a power of two of its own."""
+    exponents = np.random.default_rng(0).integers(1, 4, len(sets)).astype(float)
+    after, bad = _at(loss, sets, exponents), []
+    for name, statistic in base.items():
+        power = sum((k * exponents[i] for i, k in degrees[name]), torch.zeros_like(statistic))
+        gap = after[name] - rest[name] - statistic * 2**power
+        if float(gap.abs().max()) > FIT * float(after[name].abs().max()) + 1e-300:
+            bad.append(name)
+    return bad
+
+
+def _at(loss, sets, exponents):
+    """The buffers after a forward pass with each set multiplied by 2**exponent."""
+    for sign in (1, -1):
+        loss.scale({name: 2.0 ** (sign * e) for group, e in zip(sets, exponents, strict=True) for name in group if e})
+        if sign == 1:
+            after = loss.running()
+    return after
+
+
+def _filled(degree, statistic):
+    """Entries without a statistic on this batch (dead channels) get the degree of the others, if these have one."""
+    known = degree[degree != 0].unique()
+    return torch.where(statistic == 0, known[0], degree) if len(known) == 1 else degree
+
+
+def _touching(loss, sets, buffers):
+    """{buffer: numbers of the sets that it depends on}."""
+    base = loss.running()
+    after = [_at(loss, sets, np.eye(len(sets))[i]) for i in range(len(sets))]
+    return {name: {i for i, a in enumerate(after) if not torch.allclose(a[name], base[name], rtol=FIT, atol=1e-12)}
+            for name in buffers}
+
+
+def _united(sets, touching, left):
+    """The sets but for those in `left`; those that one buffer depends on become one set."""
+    home = {i: {i} for i in range(len(sets)) if i not in left}
+    for reach in touching.values():
+        together = set().union(*(home[i] for i in reach if i in home))
+        for i in together:
+            home[i] = together
+    united = {min(together): together for together in home.values()}
+    return [tuple(name for i in sorted(together) for name in sets[i]) for together in united.values()]
+
+
+class Averages:
+    """The running averages of a model, to be moved along with the scales of the converted sets.
+
+    Args:
+        buffers: {name: the model's buffer}.
+        degrees: as in `Carried`.
+    """
+
+    def __init__(self, buffers: dict[str, torch.Tensor], degrees: Degrees) -> None:
+        self.entries: list[tuple[torch.Tensor, list[tuple[int, torch.Tensor | float]]]] = []
+        for name, parts in degrees.items():
+            b = buffers[name]
+            self.entries.append((b, [(i, _plain(k).to(b.device, b.dtype)) for i, k in parts]))
+
+    @torch.no_grad()
+    def multiply(self, factors: Sequence[float]) -> None:
+        """Multiply each entry by the product of factor**degree; `factors` has one number per set."""
+        if all(f == 1 for f in factors):
+            return
+        for buffer, parts in self.entries:
+            for i, degree in parts:
+                if factors[i] != 1:
+                    buffer.mul_(factors[i] ** degree)
+
+    @property
+    def buffers(self) -> list[torch.Tensor]:
+        return [buffer for buffer, _ in self.entries]
+
+
+def _plain(degree):
+    """One number in place of many equal ones."""
+    return degree.flatten()[0] if bool((degree == degree.flatten()[0]).all()) else degree

@@ -1,0 +1,299 @@
+"""`Conversion`: the handle of converted optimizers, and what happens around each of their steps.
+
+The gradient of each converted parameter is divided by P in a hook of that parameter, during backward. So `p.grad` is always
+the script's own gradient, and clipping, accumulation, GradScaler and logs need nothing more. `rules` takes the step.
+Where the change of variables stands is kept in the param groups under the key "minibn", as plain numbers, so `state_dict`
+saves it and `load_state_dict` brings it back.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from minibn.equivalence.streams import Frame
+from minibn.pytorch import records, script_form, watch
+from minibn.pytorch.averages import Averages
+from minibn.pytorch.l2 import L2
+from minibn.pytorch.parts import Set, merged, uneven
+from minibn.pytorch.rules import Decoupled, Group, Move
+
+if TYPE_CHECKING:
+    from minibn.pytorch.check import Check
+
+Rule = L2 | Decoupled
+
+
+class Conversion:
+    """The handle of converted optimizers. `remove_weight_decay` makes it.
+
+    Attributes:
+        optimizers: those that are converted.
+        optimizer: the first of them.
+        parameters: the set of their converted parameters.
+        sets: what has a common scale.
+        band: how far P may leave 1, or None.
+    """
+
+    def __init__(self, rules: dict[torch.optim.Optimizer, Rule], sets: Sequence[Set], form: str, band: float | None, moving: bool,
+                 averages: Averages | None, found: Any = None) -> None:
+        self.optimizers, self.sets, self.band = list(rules), list(sets), band
+        self.optimizer = self.optimizers[0]
+        self.rules, self.form, self.moving, self.averages, self.found = rules, form, moving, averages, found
+        self.home = {p: s for s in sets for p in s.members}
+        self.parameters = set(self.home)
+        self.inside = False
+        self._stepping: tuple[torch.optim.Optimizer, list[Move]] | None = None
+        self._read()
+        self._gradients = watch.Gradients()
+        self.weights = watch.Weights()
+        self._asleep = watch.Asleep(found)
+        self._hooks = [p.register_hook(partial(self._divided, s, p)) for p, s in self.home.items()]
+        for optimizer in self.optimizers:
+            self._hooks += [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after),
+                            optimizer.register_load_state_dict_post_hook(self._loaded)]
+            vars(optimizer)["_minibn"] = self  # not copied or pickled with the optimizer, as its hooks are not
+        watch.remember(self.parameters)
+        records.write(self.sets, self.form)
+
+    def __repr__(self) -> str:
+        scales = sorted({f"{frame.scale:.3g}" for s in self.sets for frame in [s.parts[0].frame]})
+        return f"Conversion(weight decay {self.form}, {len(self.parameters)} parameters, P = {', '.join(scales[:6])})"
+
+    # ---- where it stands ----
+
+    @property
+    def scales(self) -> dict[Any, float]:
+        """{set: P}, the set as names of parameters, or as its number where there are no names."""
+        return {s.name: s.parts[0].frame.scale for s in self.sets}
+
+    def frame(self, which: torch.Tensor | Group) -> Frame:
+        """Where the change of variables stands: of a parameter, or of a param group's converted ones, if they agree."""
+        chosen = {which} if isinstance(which, torch.Tensor) else set(self.members(which))
+        frames = {part.frame for s in self.sets for part in s.parts if chosen & set(part.members)}
+        if len(frames) != 1:
+            raise ValueError(f"these parameters have {len(frames)} frames: {sorted(frames)[:4]}. Ask for one parameter's")
+        return frames.pop()
+
+    def members(self, group: Group) -> list[torch.Tensor]:
+        """The converted parameters of a param group."""
+        return [p for p in group["params"] if p in self.parameters]
+
+    def ratio(self, which: torch.Tensor | Group) -> float:
+        """How many times as large the weights would be in the script's own form: of a parameter, or of a param group's.
+
+        Raises:
+            ValueError: the converted parameters of this param group have different ones; ask for one parameter's.
+        """
+        return self._ratio(self.frame(which))
+
+    def _read(self) -> None:
+        records.read(self.sets, self.form)
+        for s in self.sets:
+            s.ratio = self._ratio(s.parts[0].frame)
+
+    def _ratio(self, frame):
+        return frame.scale if self.form == "removed" else 1 / frame.scale
+
+    def _loaded(self, _):
+        self._read()
+        self.weights.forget()
+
+    # ---- a step ----
+
+    def _divided(self, s, p, gradient):
+        """The hook: from the gradient at the held weights to the script's own."""
+        if self.inside:
+            return gradient
+        if s.half_stepped:
+            raise RuntimeError(f"the weights {s.name} are scale-invariant only together, but only some of their "
+                               f"optimizers have taken "
+                               "a step. Call .step() of all of them after each backward pass (did GradScaler skip one?)")
+        self._gradients.fired(p)
+        return gradient if s.ratio == 1 else gradient / s.ratio
+
+    @torch._disable_dynamo
+    def _before(self, optimizer, args, kwargs):
+        """Prepare the step, as soon as the gradients are there: with a closure, after it."""
+        self._clear_broken_step()
+        if self.inside:
+            raise RuntimeError("a step inside `handle.original()`: the weights are in the script's own form there. Step "
+                               "outside")
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._begin(optimizer)
+            return None
+
+        def closure_and_step():
+            with torch.enable_grad():
+                loss = closure()
+            self._begin(optimizer)
+            return loss
+
+        return args[:1], {**kwargs, "closure": closure_and_step}
+
+    @torch.no_grad()
+    def _begin(self, optimizer):
+        if bool(getattr(optimizer, "found_inf", None)):  # of GradScaler, if fused: torch's step will do nothing
+            return
+        mine = [s for s in self.sets if any(part.optimizer is optimizer for part in s.parts)]
+        self.weights.check([p for s in mine for p in s.members])
+        self.unscale_(optimizer)
+        self._asleep.check(self.sets)
+        plans = {s: plan for s in mine if (plan := self._plan(s, optimizer))}
+        for s, plan in plans.items():
+            if not s.half_stepped:
+                s.plans, s.waiting = plan, {part.optimizer for part in plan}
+        moves = merged([move for s in plans for move in self._moves(s, optimizer)])
+        self._stepping = optimizer, moves
+        self.rules[optimizer].start(moves)
+
+    def _plan(self, s, optimizer):
+        """{part: Plan} of the set's next step, or None if this optimizer does not move it; no effect."""
+        live = [part for part in s.parts if self._is_live(s, part)]
+        if not any(part.optimizer is optimizer for part in live):
+            return None
+        if len(live) < len(s.parts) and not self.moving:
+            raise uneven(s, [p for part in s.parts if part not in live for p in part.members], "no")
+        plans = {part: self.rules[part.optimizer].plan(part.group, part.members, part.frame, part.steps)
+                 for part in live if not s.half_stepped or part.optimizer is optimizer}
+        if s.half_stepped and (optimizer not in s.waiting or any(plan != s.plans.get(part) for part, plan in plans.items())):
+            raise RuntimeError(f"the optimizers of {s.name}, which are scale-invariant only together, do not take "
+                               f"turns, or lr or weight "
+                               "decay changed between their steps. Call .step() of each once after a backward pass")
+        self._check_common(s, plans)
+        return plans
+
+    def _is_live(self, s, part):
+        """Whether the optimizer moves these weights in its next step."""
+        if getattr(self.rules[part.optimizer], "steps_without_gradient", False):
+            return True
+        missing = [p for p in part.members if p.grad is None]
+        sparse = [p for p in part.members if p.grad is not None and p.grad.is_sparse]
+        if sparse or 0 < len(missing) < len(part.members):
+            raise uneven(s, sparse or missing, "a sparse" if sparse else "no")
+        return not missing
+
+    @torch.no_grad()
+    def _clear_broken_step(self):
+        """If an exception ended the last step, what the hooks had done is completed or undone."""
+        if self._stepping:
+            optimizer, moves = self._stepping
+            if self.rules[optimizer].complete(moves):
+                self._after(optimizer)
+            else:
+                self._stepping = None
+                for s in self.sets:
+                    if not s.half_stepped:
+                        s.plans, s.waiting = {}, set()
+
+    def _check_common(self, s, plans):
+        scales = [plan.frame.scale for part, plan in plans.items() if not set(part.members) <= s.free]
+        if not self.moving and scales and not math.isclose(min(scales), max(scales), rel_tol=1e-9):
+            numbers = [{n: float(part.group[n]) for n in ("lr", "momentum", "weight_decay") if n in part.group} for part in plans]
+            raise ValueError(f"the weights {s.name} are scale-invariant only together, but at this step they are "
+                             f"decayed in different "
+                             f"ways: {numbers}. Give them the same lr and weight decay, or convert with mixed=\"move\" or "
+                             "mixed=\"skip\"")
+
+    def _moves(self, s, optimizer):
+        """What the rule of `optimizer` has to do for the set."""
+        after = self._target(s)
+        return [Move(part.group, part.members, plan, s.ratio, after, plan.leaves / after)
+                for part, plan in s.plans.items() if part.optimizer is optimizer]
+
+    def _target(self, s):
+        """The set's ratio after the step: that of its most decayed members."""
+        fixed = [plan.frame for part, plan in s.plans.items() if not set(part.members) <= s.free]
+        ratios = list(map(self._ratio, fixed or [plan.frame for plan in s.plans.values()]))
+        return min(ratios) if len(s.plans) == len(s.parts) else min(*ratios, s.ratio)
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def _after(self, optimizer, *_):
+        self._stepping = None
+        self.rules[optimizer].finish()
+        done = [s for s in self.sets if optimizer in s.waiting]
+        factors = [1.0] * len(self.sets)
+        for s in done:
+            s.waiting.discard(optimizer)
+            if not s.waiting:
+                factors[self.sets.index(s)] = self._commit(s)
+        if self.averages:
+            self.averages.multiply(factors)
+        records.write(self.sets, self.form)
+        self._gradients.stepped(p for group in optimizer.param_groups for p in self.members(group))
+        self.weights.note([p for s in done for p in s.members])
+
+    def _commit(self, s):
+        """Make the step's frames those of the set, bring the weights back into the band; the factor by which they grew."""
+        before, after = s.ratio, self._target(s)
+        back = 1.0
+        if self.band and not 1 / self.band <= after <= self.band:
+            back = 2.0 ** (math.frexp(after)[1] - 1)
+        s.ratio = after / back
+        for part in s.parts:
+            rule, plan = self.rules[part.optimizer], s.plans.get(part)
+            if plan is None:  # it did not move: its held weights grow by what the common scale has shrunk
+                rule.rescale(part.members, before / after)
+            part.steps += plan is not None
+            rule.rescale(part.members, back)
+            frame = plan.frame if plan else part.frame
+            part.frame = frame._replace(scale=s.ratio if self.form == "removed" else 1 / s.ratio)
+        s.plans = {}
+        return before / s.ratio
+
+    @torch.no_grad()
+    def unscale_(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Make p.grad the script's own gradient now, where backward did not come through the parameters.
+
+        That is so for FSDP (fully_shard) and `torch.func`. Call it before gradients are clipped there; else the step does it.
+        """
+        for s in self.sets:
+            for part in s.parts:
+                if optimizer is None or part.optimizer is optimizer:
+                    self._gradients.divide(part.members, s.ratio)
+
+    # ---- the script's own form ----
+
+    def original(self) -> AbstractContextManager[None]:
+        """`with handle.original():` the model has the script's own weights and running averages: for averaging, export, logs.
+
+        What is written into the weights inside is kept: load or re-initialise converted weights here.
+        """
+        return script_form.original(self)
+
+    @torch.no_grad()
+    def remove(self) -> None:
+        """Carry weights, momentum and running averages back to the script's own form; training goes on in it, without hooks."""
+        if not any(vars(optimizer).get("_minibn") is self for optimizer in self.optimizers):
+            return
+        self._read()
+        if self.averages:
+            self.averages.multiply([s.ratio for s in self.sets])
+        for s in self.sets:
+            for part in s.parts:
+                for p in part.members:
+                    self.rules[part.optimizer].carry(p, part.frame, back=True)
+                part.group.pop(records.KEY, None)
+        for hook in [*self._hooks, *self._asleep.hooks]:
+            hook.remove()
+        watch.forget(self.parameters)
+        for optimizer in self.optimizers:
+            del vars(optimizer)["_minibn"]
+
+    def averaged(self, model: torch.nn.Module, **options: Any) -> torch.optim.swa_utils.AveragedModel:
+        """`torch.optim.swa_utils.AveragedModel(model, **options)` of the script's own weights: exact SWA and EMA.
+
+        A plain AveragedModel would weigh late weights more, since held weights grow.
+        """
+        return script_form.averaged(self, model, **options)
+
+    def check(self, loss_fn: Callable[[torch.nn.Module], torch.Tensor], steps: int = 50) -> "Check":
+        """Train copies for some steps: original, converted, and a control. See `minibn.pytorch.check`."""
+        from minibn.pytorch.check import check
+
+        return check(self, loss_fn, steps)

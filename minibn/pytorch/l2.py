@@ -1,0 +1,122 @@
+"""How `torch.optim.SGD` takes a step in converted form: L2 decay and momentum, by `equivalence.streams`."""
+
+from collections.abc import Iterable
+
+import torch
+
+from minibn.equivalence import streams
+from minibn.equivalence.streams import Frame
+from minibn.optim import Step
+from minibn.pytorch.rules import Group, Move, Plan
+from minibn.schedules import nesterov
+
+
+class L2:
+    """`torch.optim.SGD`: the hooks update the converted weights themselves, and torch's own step does not see them."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, form: str, weight_decay: float) -> None:
+        self.optimizer, self.form, self.weight_decay = optimizer, form, weight_decay
+        self.hidden: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def check(self, group: Group) -> None:
+        if group["differentiable"]:
+            raise ValueError("a param group with differentiable=True cannot be converted: the hooks do not record the "
+                             "step for "
+                             "autograd")
+
+    def delta(self, group: Group, step: int) -> float:
+        return float(group["lr"]) * float(group["weight_decay"])
+
+    def plan(self, group: Group, members: list[torch.Tensor], frame: Frame, t: int) -> Plan:
+        buffers = [self._buffer(p) is not None for p in members]
+        step = self._step(group, first=not any(buffers))
+        if step.momentum and not any(buffers):
+            frame = Frame(frame.scale)  # torch starts with a velocity of 0, whatever went before
+        elif any(buffers) and not step.momentum or not all(buffers) and step.momentum and frame[1:] != (0.0, 1.0):
+            raise ValueError("momentum went to 0, or came to some parameters later than to others: what torch's SGD "
+                             "does then to "
+                             "the momentum buffers has no counterpart. Keep momentum above 0, or clear optimizer.state")
+        if self.form == "removed":
+            step, frame = streams.remove_step(step, frame, None, t)
+            return Plan(Frame(*frame), frame[0], step)
+        step, frame = streams.add_step(step, frame, self.weight_decay, 0.0, t)
+        return Plan(Frame(*frame), 1 / frame[0], step)
+
+    @torch.no_grad()
+    def start(self, moves: list[Move]) -> None:
+        scaler = getattr(self.optimizer, "grad_scale", None)  # of GradScaler, if fused
+        for group, members, plan, before, _, growth in moves:
+            step, grads = plan.step, [p.grad for p in members if p.grad is not None]
+            assert step is not None
+            assert (step.kick, step.shrink, step.rescale) == (0, 0, 1)  # which `_update` does not know
+            factor = before * (1 - self._dampening(group, members)) / (1.0 if scaler is None else float(scaler))
+            forces = torch._foreach_mul(grads, -factor if group["maximize"] else factor)
+            _update(step, members, forces, self._velocities(members) if step.momentum else [])
+            self.rescale(members, growth)
+            self.hidden += zip(members, grads, strict=True)
+            for p in members:
+                p.grad = None
+
+    def complete(self, moves: list[Move]) -> bool:
+        """After a step that was broken off: whether it is complete for the converted weights. Else nothing of it is left."""
+        return True
+
+    def finish(self) -> None:
+        for p, grad in self.hidden:
+            p.grad = grad if p.grad is None else p.grad
+        self.hidden = []
+
+    @torch.no_grad()
+    def rescale(self, members: Iterable[torch.Tensor], factor: float) -> None:
+        """Move the weights to another scale: w̃ <- factor w̃, ṽ <- ṽ / factor."""
+        members = list(members)
+        if factor != 1:
+            torch._foreach_mul_(members, factor)
+            velocities = [b for b in map(self._buffer, members) if b is not None]
+            if velocities:
+                torch._foreach_mul_(velocities, 1 / factor)
+
+    def state(self, p: torch.Tensor) -> list[torch.Tensor]:
+        """What of the optimizer's state changes with the form."""
+        buffer = self._buffer(p)
+        return [] if buffer is None else [buffer]
+
+    @torch.no_grad()
+    def carry(self, p: torch.Tensor, frame: Frame, back: bool) -> None:
+        """Bring weights and velocity to the script's own form, or from it."""
+        buffer = self._buffer(p)
+        go = frame.add if (self.form == "removed") == back else frame.remove
+        weight, velocity = go(p, 0.0 if buffer is None else buffer)
+        p.copy_(weight)
+        if buffer is not None:
+            buffer.copy_(velocity)
+
+    def _step(self, group, first):
+        damping = 1.0 if first or not group["momentum"] else 1 - float(group["dampening"])
+        step = Step(float(group["lr"]), float(group["momentum"]), float(group["weight_decay"]) * damping)
+        return next(nesterov([step])) if group["nesterov"] else step
+
+    def _dampening(self, group, members):
+        """Torch leaves the first gradient undamped."""
+        return float(group["dampening"]) if group["momentum"] and self._buffer(members[0]) is not None else 0.0
+
+    def _buffer(self, p):
+        return self.optimizer.state.get(p, {}).get("momentum_buffer")
+
+    def _velocities(self, members):
+        for p in members:
+            if self._buffer(p) is None:
+                self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return [self._buffer(p) for p in members]
+
+
+def _update(step, weights, forces, velocities):
+    """The update of `optim.sgd`, for lists of tensors, in place. Without momentum the velocities are the forces."""
+    if step.weight_decay:
+        torch._foreach_add_(forces, weights, alpha=step.weight_decay)
+    if velocities:
+        torch._foreach_mul_(velocities, step.momentum)
+        torch._foreach_add_(velocities, forces)
+    torch._foreach_add_(weights, velocities or forces, alpha=-step.lr)
+    if step.lookahead:
+        torch._foreach_add_(weights, forces, alpha=-step.lr * step.lookahead)

@@ -1,0 +1,63 @@
+"""What a conversion works on: sets of weights with a common scale, and their parts, one per param group."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from minibn.equivalence.streams import Frame
+from minibn.pytorch.rules import Group, Move, Plan
+
+
+@dataclass(eq=False)
+class Part:
+    """The members of one set in one param group: weights that are decayed alike."""
+
+    optimizer: torch.optim.Optimizer
+    index: int  # of the param group
+    places: list[int]  # in the param group
+    members: list[torch.Tensor]
+    frame: Frame = Frame()
+    steps: int = 0
+
+    @property
+    def group(self) -> Group:
+        return self.optimizer.param_groups[self.index]
+
+
+@dataclass(eq=False)
+class Set:
+    """Weights that are scale-invariant together, and so have one scale: the script's weights are `ratio` times the held ones."""
+
+    name: Any
+    parts: list[Part]
+    free: set[torch.Tensor]  # biases without effect, which may follow any decay
+    ratio: float = 1.0
+    plans: dict[Part, Plan] = field(default_factory=dict)  # of the step that is being taken, for those parts that it moves
+    waiting: set[torch.optim.Optimizer] = field(default_factory=set)  # which have not taken it yet
+
+    @property
+    def half_stepped(self) -> bool:
+        return any(part.optimizer not in self.waiting for part in self.plans)
+
+    @property
+    def members(self) -> list[torch.Tensor]:
+        return [p for part in self.parts for p in part.members]
+
+
+def uneven(s: Set, bad: list[torch.Tensor], what: str) -> RuntimeError:
+    """The error for members of a set that do not step with the others."""
+    return RuntimeError(
+        f"{len(bad)} of the {len(s.members)} weights {s.name}, which are scale-invariant only together, of shapes "
+        f"{[tuple(p.shape) for p in bad[:4]]}, have {what} gradient at this step, so their weight decay differs from "
+        f"the others'. "
+        "Do not convert this set, or convert with mixed=\"move\"")
+
+
+def merged(moves: list[Move]) -> list[Move]:
+    """Moves with equal numbers as one, so that torch handles their tensors together."""
+    merged: dict = {}
+    for move in moves:
+        key = (id(move.group), move.plan, move.before, move.after, move.growth)
+        merged.setdefault(key, move._replace(members=[])).members.extend(move.members)
+    return list(merged.values())

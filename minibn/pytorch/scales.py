@@ -1,0 +1,117 @@
+"""How far the measured symmetries reach: over the whole range of scales that a conversion uses, and with the model's own eps.
+
+`measure` looks at derivatives, so at the neighbourhood of a point. A convolution before `ReLU6` and BatchNorm looks
+scale-invariant there while no activation reaches 6; larger weights are not.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from minibn.pytorch.exact import Loss, inner, size
+
+RANGE = 8  # weights are multiplied by up to 2**8 and 2**-8: `band`
+EXACT = 1e-8  # a gap
+NOISE = 1e-9  # of the largest products: what rounding leaves of a bias that cancels, at 2**8 times its size
+APPROXIMATE = 0.1  # a gap above this one is no approximation any more
+Groups = Sequence[Sequence[str]]
+
+
+class Gaps(NamedTuple):
+    """What the model's own eps does; all are 0, up to rounding, where a conversion is exact.
+
+    Attributes:
+        groups: for each, `|dL/d log c| / (|∂L/∂w| |w|)`: the change of the loss when its weights w are multiplied by c. Above 0.1
+            it is `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, if that is larger.
+        value: `|L(2w) - L(w)| / |L(w)|`, with all groups doubled.
+        gradient: `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, with all groups doubled.
+    """
+
+    groups: list[float]
+    value: float
+    gradient: float
+
+
+def holding(loss: Loss, groups: Groups) -> list[bool]:
+    """For each group, whether multiplying it by c leaves the loss as it is for c from 2**-8 to 2**8."""
+    good = np.ones(len(groups), bool)
+    rng = np.random.default_rng(0)
+    for exponents in _exponents(rng, len(groups)):
+        good &= _flat(loss, groups, exponents)
+    while good.any() and not _constant(loss, groups, good, rng):  # a jump between the places that were looked at
+        alone = np.array([not g or _constant(loss, groups, np.arange(len(groups)) == i, rng) for i, g in enumerate(good)])
+        good &= alone if not alone[good].all() else False
+    return good.tolist()
+
+
+def own_gaps(loss: Loss, groups: Groups) -> Gaps:
+    """The gaps at the model's own weights, with its own eps."""
+    members = [name for group in groups for name in group]
+    loss.tiny = False
+    loss.reset()
+    value, gradients = loss.gradients(members)
+    inners, sizes = _products(loss, groups, gradients)
+    gaps = [abs(t) / max(s, EXACT * max(sizes)) if s else 0.0 for t, s in zip(inners, sizes, strict=True)]
+    loss.scale(dict.fromkeys(members, 2.0))
+    doubled, after = loss.gradients(members)
+    loss.scale(dict.fromkeys(members, 0.5))
+    top = _norm(gradients.values())
+    for i, group in enumerate(groups):  # a set whose gradient changes: by its own scale, or by that of others?
+        if _change(gradients, after, group, top) > APPROXIMATE:
+            loss.scale(dict.fromkeys(group, 2.0))
+            gaps[i] = max(gaps[i], _change(gradients, loss.gradients(group)[1], group, top))
+            loss.scale(dict.fromkeys(group, 0.5))
+    loss.tiny = True
+    return Gaps(gaps, abs(doubled - value) / max(abs(value), 1e-300), _change(gradients, after, members, top))
+
+
+def _change(before, after, names, top):
+    """`|2 ∇L(2w) - ∇L(w)| / |∇L(w)|` of some weights; gradients that only rounding left over do not count."""
+    names = [n for n in names if n in before and n in after]
+    return _norm(2 * after[n] - before[n] for n in names) / max(_norm(before[n] for n in names), EXACT * top, 1e-300)
+
+
+def _exponents(rng, count):
+    """Vectors of exponents between -8 and 8, each followed by its opposite; the first with ±8 alone."""
+    for sizes in (np.full(count, RANGE), rng.integers(1, RANGE, count), rng.integers(1, RANGE, count)):
+        signed = rng.choice([-1, 1], count) * sizes
+        yield from (signed, -signed)
+
+
+def _moved(loss, groups, exponents):
+    loss.scale({name: 2.0 ** float(e) for group, e in zip(groups, exponents, strict=True) for name in group})
+
+
+def _flat(loss, groups, exponents):
+    """For each group, whether its derivative is 0 where the groups are multiplied by 2**exponents."""
+    _moved(loss, groups, exponents)
+    _, gradients = loss.gradients([name for group in groups for name in group])
+    inners, sizes = _products(loss, groups, gradients)
+    _moved(loss, groups, -exponents)
+    return np.array([abs(t) <= EXACT * s + NOISE * max(sizes) for t, s in zip(inners, sizes, strict=True)], bool)
+
+
+def _constant(loss, groups, chosen, rng):
+    """Whether the loss is the same wherever the chosen groups are scaled to."""
+    with torch.no_grad():
+        value = loss.value().item()
+        for exponents in _exponents(rng, len(groups)):
+            _moved(loss, groups, exponents * chosen)
+            gap = abs(loss.value().item() - value)
+            _moved(loss, groups, -exponents * chosen)
+            if gap > EXACT * abs(value):
+                return False
+    return True
+
+
+def _products(loss, groups, gradients):
+    """(<∂L/∂w, w>, |∂L/∂w| |w|) of each group."""
+    each = {n: (inner(g, loss.parameters[n]), size(g, loss.parameters[n])) for n, g in gradients.items()}
+    found = [[each.get(n, (0.0, 0.0)) for n in group] for group in groups]
+    return [sum(t for t, _ in group) for group in found], [sum(s for _, s in group) for group in found]
+
+
+def _norm(tensors):
+    return float(np.sqrt(sum(float(torch.linalg.vector_norm(t)) ** 2 for t in tensors)))

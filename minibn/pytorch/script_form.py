@@ -1,0 +1,57 @@
+"""The script's own weights of a converted model, for a while: `handle.original()`, and averages of weights on top of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from minibn.pytorch import watch
+
+if TYPE_CHECKING:
+    from minibn.pytorch.conversion import Conversion
+
+
+@contextmanager
+def original(handle: "Conversion") -> Iterator[None]:
+    """See `Conversion.original`. On the way out, what nobody has written is brought back bit for bit."""
+    if handle.inside or any(s.half_stepped for s in handle.sets):
+        raise RuntimeError("handle.original() inside itself, or between the steps of two optimizers")
+    weights = [(p, part, handle.rules[part.optimizer]) for s in handle.sets for part in s.parts for p in part.members]
+    each = [[p.detach(), *rule.state(p)] for p, _, rule in weights]  # weights with what depends on them (momentum)
+    buffers = [[b] for b in (handle.averages.buffers if handle.averages else [])]
+    held = [[t.clone() for t in tensors] for tensors in each + buffers]
+    _carry(handle, weights, back=True)
+    own = [[t.clone() for t in tensors] for tensors in each + buffers]
+    handle.inside = True
+    try:
+        yield
+    finally:
+        handle.inside = False
+        untouched = [all(map(watch.same, now, before)) for now, before in zip(each + buffers, own, strict=True)]
+        _carry(handle, weights, back=False)
+        with torch.no_grad():
+            for tensors, before, same in zip(each + buffers, held, untouched, strict=True):
+                for t, old in zip(tensors, before, strict=True):
+                    if same:
+                        t.copy_(old)
+        handle.weights.note(handle.parameters)
+
+
+def averaged(handle: "Conversion", model: torch.nn.Module, **options: Any) -> torch.optim.swa_utils.AveragedModel:
+    """See `Conversion.averaged`."""
+
+    class Averaged(torch.optim.swa_utils.AveragedModel):
+        def update_parameters(self, model: torch.nn.Module) -> None:
+            with handle.original():
+                super().update_parameters(model)
+
+    with handle.original():
+        return Averaged(model, **options)
+
+
+def _carry(handle, weights, back):
+    for p, part, rule in weights:
+        rule.carry(p, part.frame, back)
+    if handle.averages:
+        handle.averages.multiply([s.ratio if back else 1 / s.ratio for s in handle.sets])

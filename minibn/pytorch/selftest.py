@@ -1,0 +1,151 @@
+"""Whether an optimizer of an unknown class can be converted: by converting it.
+
+A clone of the optimizer trains three small matrices of a scale-invariant toy loss, two of them converted, with decay so
+strong that the weights shrink to a third in 12 steps, and lr and decay change at each step. The two runs agree to rounding, in
+float64 to 1e-9 of the angle that the weights turn by, or the decay is of another kind: wrong rules are off by 4e-4 and more.
+Twelve steps on a toy prove nothing about what an optimizer does later. `handle.check` runs it on the network itself.
+"""
+
+import copy
+import math
+from collections import OrderedDict, defaultdict
+from typing import NamedTuple
+
+import torch
+
+from minibn.pytorch.conversion import Conversion
+from minibn.pytorch.parts import Part, Set
+from minibn.pytorch.rules import Decoupled, Delta, Relative, alone, product
+
+STEPS, SHRINK, SAME = 12, 0.3, 1e-4
+SHAPE = (4, 3)
+
+
+class Candidate(NamedTuple):
+    """A rule that is tried: its name, class, δ, and whether weights without gradient are decayed."""
+
+    name: str
+    rule: type[Decoupled]
+    delta: Delta
+    without_gradient: bool
+
+
+CANDIDATES = [Candidate(name, rule, delta, without)
+              for name, rule, delta in [("lr*wd", Decoupled, product), ("wd", Decoupled, alone), ("lr*wd", Relative, product)]
+              for without in (False, True)]
+
+
+def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: float) -> Decoupled:
+    """The first rule that converts a clone of `optimizer` exactly.
+
+    Raises:
+        TypeError: there is none, or no clone can be made.
+    """
+    name, gaps, failure = type(optimizer).__name__, [], None
+    with torch.random.fork_rng(devices=[]):
+        for candidate in CANDIDATES:
+            try:
+                gap = _gap(optimizer, candidate)
+            except Exception as error:  # of the optimizer on a toy, or of a conversion that is not its own
+                gap, failure = math.inf, error
+            if gap <= SAME:
+                rule = candidate.rule(optimizer, form, weight_decay, candidate.delta)
+                rule.steps_without_gradient = candidate.without_gradient
+                return rule
+            gaps.append(gap)
+    if min(gaps) == math.inf:
+        raise TypeError(f"whether the weight decay of {name} can be removed was tried on a copy with a small model, and "
+                        f"that failed ({type(failure).__name__}: {failure}). Give decay=\"lr*wd\" or \"wd\" if you know by how "
+                        "much it multiplies the weights in each step") from failure
+    own = ", a subclass of torch.optim.SGD with a step of its own," if isinstance(optimizer, torch.optim.SGD) else ""
+    raise TypeError(f"the weight decay of {name}{own} cannot be removed: on a copy with a small model the converted "
+                    f"weights differ by "
+                    f"{min(gaps):.0e}. It is not decoupled (added to the gradient, inside a trust ratio, masked), or "
+                    f"the update looks at "
+                    "the weights. Give decay= if you know better")
+
+
+def _gap(optimizer, candidate):
+    """The largest difference of the weights, with and without the conversion, relative to how far they turn."""
+    usual, converted = (_train(optimizer, candidate, convert) for convert in (False, True))
+    gap = max(float((a - b).norm() / a.norm()) for a, b in zip(usual, converted, strict=True))
+    start, end = usual[0], usual[-3]  # of the first matrix
+    turned = float((end / end.norm() - start / start.norm()).norm())
+    return gap / min(turned, 1.0) if turned else math.inf
+
+
+def _train(optimizer, candidate, convert):
+    """The script's weights after each step."""
+    draw = torch.Generator().manual_seed(5)
+    weights = [torch.nn.Parameter(torch.randn(SHAPE, generator=draw, dtype=torch.float64)) for _ in range(3)]
+    clone = _clone(optimizer, weights)
+    group, lr = clone.param_groups[0], float(clone.param_groups[0]["lr"]) or 1e-3
+    top = SHRINK if candidate.delta is alone else SHRINK / lr
+    handle = None
+    if convert:
+        rule = candidate.rule(clone, "removed", 0.0, candidate.delta)
+        rule.steps_without_gradient = candidate.without_gradient
+        sets = [Set(i, [Part(clone, 0, [i], [weights[i]])], set()) for i in (0, 1)]
+        handle = Conversion({clone: rule}, sets, "removed", None, False, None)
+    path = []
+    for t in range(STEPS):
+        factors = torch.rand(2, generator=draw, dtype=torch.float64) * 0.9 + 0.1
+        group["lr"], group["weight_decay"] = lr * float(factors[0]), top * float(factors[1])
+        noise = [torch.randn(SHAPE, generator=draw, dtype=torch.float64) for _ in weights]
+        skip = t % 5 == 3  # the second matrix has no gradient then
+
+        def closure(noise=noise, skip=skip):
+            for w in weights:
+                w.grad = None
+            losses = [((w / w.norm() - a) ** 2 * (1 + a**2)).sum() for w, a in zip(weights, noise, strict=True)]
+            loss = losses[0] + losses[2] if skip else sum(losses)
+            loss.backward()
+            return loss
+
+        closure()
+        torch.manual_seed(t)
+        try:
+            clone.step()
+        except TypeError:  # it needs a closure
+            clone.step(closure)
+        path += [w.detach() * (handle.ratio(w) if handle and w in handle.parameters else 1) for w in weights]
+    if handle:
+        handle.remove()
+    return path
+
+
+def _clone(optimizer, weights):
+    """Class, attributes and settings of `optimizer`, for other weights; without its state and its hooks.
+
+    It is not constructed: settings that are attributes, and not in the param groups, would be lost.
+    """
+    clone = object.__new__(type(optimizer))
+    real = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for key, value in vars(optimizer).items():
+        if key in ("state", "param_groups", "step", "_minibn"):
+            continue
+        if _reaches(value, real):
+            raise ValueError(f"its attribute {key!r} holds the model's parameters")
+        vars(clone)[key] = OrderedDict() if "hook" in key and isinstance(value, OrderedDict) else _copied(value)
+    decayed = [group for group in optimizer.param_groups if float(group["weight_decay"])] or optimizer.param_groups
+    clone.state = defaultdict(dict)
+    settings = {k: _copied(v) for k, v in decayed[0].items() if k not in ("params", "param_names", "minibn")}
+    clone.param_groups = [settings | {"params": weights}]
+    return clone
+
+
+def _copied(value):
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # a lock, a stream, a process group: shared with the original
+        return value
+
+
+def _reaches(value, real, depth=0):
+    if isinstance(value, torch.Tensor):
+        return id(value) in real
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set):
+        return False
+    return depth < 5 and any(_reaches(v, real, depth + 1) for v in value)

@@ -1,0 +1,247 @@
+"""BatchNorm's running averages, averages of weights, and the script's own weights, of converted runs."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
+
+import networks as n  # noqa: E402
+from scripts import Script, X, Y, batch, kinds, loss_of, remove, same_with_the_line  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+from torch.optim import swa_utils  # noqa: E402
+from torch.optim.lr_scheduler import ReduceLROnPlateau  # noqa: E402
+
+from minibn.pytorch import remove_weight_decay, report  # noqa: E402
+
+
+@kinds
+def test_evaluation_is_right_at_every_step(kind):
+    """Just before and after the weights are brought back, too."""
+    usual, converted = Script(kind=kind), Script(lambda *script: remove(*script, band=1.2), kind=kind)
+    for _ in range(40):
+        usual.train(1)
+        converted.train(1)
+        assert converted.evaluate() == pytest.approx(usual.evaluate(), rel=1e-10)
+
+
+def test_without_the_running_averages_it_is_not():
+    usual, converted = Script().train(60), Script(lambda *script: remove(*script, averages=False)).train(60)
+    assert usual.losses == pytest.approx(converted.losses, rel=1e-10)
+    assert abs(converted.evaluate() - usual.evaluate()) > 1e-2
+
+
+def test_a_schedule_that_reads_the_validation_loss():
+    def step(script, forward):
+        loss = script.step(forward)
+        script.plateau = getattr(script, "plateau", None) or ReduceLROnPlateau(script.optimizer, factor=0.5, patience=1)
+        script.plateau.step(script.evaluate())
+        return loss
+
+    usual, converted = same_with_the_line(train={"step": step})
+    assert usual.lrs == converted.lrs
+    assert len(set(usual.lrs)) > 2
+
+
+class Dense(nn.Module):
+    """Concatenations: the entries of one running average belong to different sets."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = n.conv(3, 4), n.conv(7, 4)
+        self.norms = nn.ModuleList([n.bn(7), n.bn(11)])
+        self.head = nn.Sequential(*n.head(11))
+
+    def forward(self, x):
+        x = torch.cat([x, self.a(x)], 1)
+        x = torch.cat([x, self.b(self.norms[0](x).relu())], 1)
+        return self.head(self.norms[1](x).relu())
+
+
+class Deep(nn.Module):
+    """Two convs before one BatchNorm, another momentum, and a cumulative average."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(n.conv(3, 4), nn.ReLU(), n.conv(4, 4), nn.BatchNorm2d(4, n.EPS, 0.3), nn.ReLU(), n.conv(4, 4),
+                                 nn.BatchNorm2d(4, n.EPS, None), *n.head(4))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def images(t):
+    draw = torch.Generator().manual_seed(t)
+    return torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=draw), torch.randint(2, (8,), generator=draw)
+
+
+@pytest.mark.parametrize("make", [n.resnet, n.preresnet, n.vgg, n.mobilenet, Dense, Deep, n.convnext, n.UNet],
+                         ids=lambda make: make.__name__)
+@pytest.mark.parametrize("no_decay", [False, True], ids=["all decayed", "no decay on vectors"])
+def test_architectures_train_and_evaluate_as_without_the_line(make, no_decay):
+    def train(convert):
+        torch.manual_seed(0)
+        model = make().double()
+        matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+        groups = [{"params": matrices}, {"params": vectors, **({"weight_decay": 0.0} if no_decay else {})}]
+        optimizer, losses = torch.optim.SGD(groups, lr=0.02, momentum=0.9, weight_decay=0.05), []
+        if convert:
+            found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+            handle = remove_weight_decay(optimizer, found, mixed="move")
+            assert handle.found.carried.unfit == []
+        for t in range(24):
+            x, y = images(t)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            model.eval()
+            with torch.no_grad():
+                losses += [loss.item(), F.cross_entropy(model(images(-1)[0]), images(-1)[1]).item()]
+            model.train()
+        return losses, min(handle.scales.values()) if convert else 1.0
+
+    usual, _ = train(False)
+    converted, scale = train(True)
+    assert converted == pytest.approx(usual, rel=1e-8, abs=1e-8)
+    assert scale < 0.95
+
+
+# ---- the script's own weights ----
+
+
+@kinds
+def test_the_scripts_own_weights(kind):
+    usual, converted = Script(kind=kind).train(40), Script(remove, kind=kind).train(40)
+    before = converted.state()
+    with converted.handle.original():
+        for (name, one), other in zip(usual.model.state_dict().items(), converted.model.state_dict().values(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12, msg=name)
+        loss_of(converted.model).backward()
+        loss_of(usual.model.zero_grad() or usual.model).backward()
+        with pytest.raises(RuntimeError, match="a step inside"):
+            converted.optimizer.step()
+        with pytest.raises(RuntimeError, match="inside itself"), converted.handle.original():
+            pass
+    assert all(map(torch.equal, before, converted.state()))
+    assert abs(converted.handle.ratio(converted.group) - 1) > 0.1
+
+
+def test_weights_that_are_set_by_hand():
+    usual, converted = Script().train(20), Script(remove).train(20)
+    with converted.handle.original():
+        best = copy.deepcopy(converted.model.state_dict())
+    for script in (usual, converted):
+        script.best = copy.deepcopy(script.model.state_dict()) if script is usual else best
+        script.train(20)
+    usual.model.load_state_dict(usual.best)
+    with converted.handle.original():
+        converted.model.load_state_dict(best)
+    for script in (usual, converted):
+        script.train(20)
+    assert converted.losses == pytest.approx(usual.losses, rel=1e-9)
+    assert converted.validation == pytest.approx(usual.validation, rel=1e-9)
+
+
+@pytest.mark.parametrize("write", [lambda model, best: model.load_state_dict(best),
+                                   lambda model, best: model[0].reset_parameters(),
+                                   lambda model, best: model[0].weight.data.mul_(2)], ids=["load", "start again", "data"])
+def test_weights_that_are_set_elsewhere_are_refused(write):
+    script = Script(remove).train(20)
+    best = copy.deepcopy(script.model.state_dict())
+    script.train(5)
+    write(script.model, best)
+    with pytest.raises(RuntimeError, match="was changed between steps .* inside `with handle.original"):
+        script.train(1)
+
+
+def test_weights_that_are_exchanged_for_a_while():
+    """As evaluation with averaged weights does."""
+    usual, converted = Script().train(20), Script(remove).train(20)
+    for script in (usual, converted):
+        kept = [p.detach().clone() for p in script.model.parameters()]
+        for p in script.model.parameters():
+            p.data.zero_()
+        for p, value in zip(script.model.parameters(), kept, strict=True):
+            p.data.copy_(value)
+        script.train(5)
+    assert converted.losses == pytest.approx(usual.losses, rel=1e-10)
+
+
+# ---- averages of weights ----
+
+
+def averaging(script, average):
+    def each(script, t):
+        if t:
+            average.update_parameters(script.model)
+    return each
+
+
+@kinds
+@pytest.mark.parametrize("options", [{}, {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9), "use_buffers": True}],
+                         ids=["swa", "ema"])
+def test_averages_of_weights(kind, options):
+    usual, converted = Script(kind=kind), Script(remove, kind=kind)
+    averages = [swa_utils.AveragedModel(usual.model, **options), converted.handle.averaged(converted.model, **options)]
+    for script, average in zip((usual, converted), averages, strict=True):
+        script.train(60, each=averaging(script, average))
+    for one, other in zip(averages[0].state_dict().values(), averages[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
+    losses = [F.cross_entropy(average.eval()(X[:64]), Y[:64]).item() for average in averages]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+def test_averages_by_hand():
+    def each(script, t):
+        with script.handle.original() if script.handle else torch.no_grad():
+            for mean, p in zip(script.mean, script.model.parameters(), strict=True):
+                mean.lerp_(p.detach(), 0.1)
+
+    usual, converted = Script(), Script(remove)
+    for script in (usual, converted):
+        script.mean = [p.detach().clone() for p in script.model.parameters()]
+        script.train(40, each=each)
+    for one, other in zip(usual.mean, converted.mean, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_averages_of_the_held_weights_are_others():
+    """The control: late weights count more."""
+    usual, converted = Script(), Script(remove)
+    directions = []
+    for script in (usual, converted):
+        average = swa_utils.AveragedModel(script.model)
+        script.train(60, each=averaging(script, average))
+        directions.append(F.normalize(average.module[0].weight.detach().flatten(), dim=0))
+    assert (directions[0] - directions[1]).norm() > 1e-3
+
+
+# ---- trying it ----
+
+
+@kinds
+def test_check_compares_with_a_control(kind, capsys):
+    script = Script(remove, kind=kind).train(20)
+    before = script.state()
+
+    def loss_fn(model):
+        x, y = batch(int(torch.randint(1000, ())))
+        return F.cross_entropy(model(x), y)
+
+    result = script.handle.check(loss_fn, steps=30)
+    assert max(result[:3]) < 1e-11
+    assert result.control > 0
+    assert all(map(torch.equal, before, script.state()))
+    assert "over 30 steps: converted and original" in str(result)
+
+
+def test_check_shows_a_conversion_that_is_wrong():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
+    found = report(model, lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
+    found.groups, found.carried = [("1.weight",)], found.carried._replace(sets=[("1.weight",)])
+    handle = remove_weight_decay(optimizer, found)
+    result = handle.check(lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
+    assert result.gap > 1e3 * result.control

@@ -1,0 +1,84 @@
+"""What cannot be converted is refused by the line itself, with the reason and what to do."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
+
+from scripts import Script, remove  # noqa: E402
+from torch import nn  # noqa: E402
+
+from minibn.pytorch import add_weight_decay, remove_weight_decay, report  # noqa: E402
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"differentiable": True}, "differentiable=True cannot be converted: the hooks do not record"),
+])
+def test_param_groups_that_are_refused(options, reason):
+    script = Script(**options)
+    with pytest.raises(ValueError, match=reason):
+        remove(script.model, script.optimizer)
+    assert "minibn" not in script.group
+    assert not script.optimizer._optimizer_step_pre_hooks
+
+
+def test_what_is_refused():
+    script = Script()
+    model, optimizer = script.model, script.optimizer
+    convs = [model[0].weight, model[3].weight]
+    with pytest.raises(ValueError, match=r"1 of the parameters are not in the optimizer, of shapes \[\(2,\)\]"):
+        remove_weight_decay(optimizer, [*convs, torch.zeros(2, requires_grad=True)])
+    with pytest.raises(ValueError, match="nothing to convert"):
+        remove_weight_decay(optimizer, [])
+    with pytest.raises(ValueError, match="band must be a finite number above 1"):
+        remove_weight_decay(optimizer, convs, band=0.5)
+    with pytest.raises(ValueError, match="weight_decay"):
+        add_weight_decay(optimizer, -1.0, convs)
+    with pytest.raises(ValueError, match="mixed must be one of"):
+        remove_weight_decay(optimizer, convs, mixed="ignore")
+    with pytest.warns(UserWarning, match="its running averages are not carried along"):
+        remove_weight_decay(optimizer, convs)
+    with pytest.raises(ValueError, match="converted already; call .remove"):
+        remove_weight_decay(optimizer, [model[0].weight])
+
+
+def test_adding_to_weight_decay_is_refused():
+    script = Script(lambda model, optimizer: add_weight_decay(optimizer, 0.1, [model[0].weight], averages=False))
+    with pytest.raises(ValueError, match="step 0 already has weight_decay=0.03"):
+        script.train(1)
+
+
+def test_weights_that_share_a_scale_must_be_decayed_alike():
+    """A bias before LayerNorm is scale-invariant only with its weight; most scripts leave biases without weight decay."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5, 1e-30), nn.ReLU(), nn.Linear(5, 3)).double()
+    x = torch.randn(7, 4)
+    found = report(model, lambda model: model(x).square().mean())
+    assert found.groups == [("0.weight", "0.bias")]
+    weights, biases = ([p for p in model.parameters() if (p.ndim == 1) == vector] for vector in (False, True))
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases}]
+    optimizer = torch.optim.SGD(groups, 0.1, momentum=0.9)
+    with pytest.raises(ValueError, match="are scale-invariant only together") as refused:
+        remove_weight_decay(optimizer, found)
+    assert "('0.weight', '0.bias'): 1 of 2 with {'lr': 0.1, 'momentum': 0.9, 'weight_decay': 0.1}; 1 of 2" in str(refused.value)
+    assert 'with mixed="skip"' in str(refused.value)
+    assert 'with mixed="move"' in str(refused.value)
+    assert not optimizer._optimizer_step_pre_hooks
+    with pytest.raises(ValueError, match="nothing to convert"):
+        remove_weight_decay(optimizer, found, mixed="skip")
+    optimizer.param_groups[1]["weight_decay"] = 0.1
+    remove_weight_decay(optimizer, found)
+    model(x.double()).square().mean().backward()
+    optimizer.step()
+    optimizer.param_groups[1]["weight_decay"], before = 0.0, model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"at this step they are decayed in different ways"):
+        optimizer.step()
+    assert torch.equal(before, model[0].weight)
+
+
+@pytest.mark.parametrize(("groups", "given"), [(torch.nn.Linear(2, 2), "Linear"), ("weight", "str"), (3, "int")])
+def test_groups_that_are_none(groups, given):
+    optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), 0.1)
+    with pytest.raises(TypeError, match=f"groups must be report.*got {given}"):
+        remove_weight_decay(optimizer, groups)

@@ -1,0 +1,128 @@
+"""`report` measures what `invariance.symmetries` derives, leaves the model as it is, and says how exact it is."""
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
+
+from scripts import X, Y, loss_of, network  # noqa: E402
+from test_torch_oracle import NETWORKS, NORMS  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from minibn import invariance  # noqa: E402
+from minibn.pytorch import report  # noqa: E402
+
+
+@pytest.mark.parametrize("norm", sorted(NORMS))
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_the_measured_groups_are_those_of_the_layers(name, norm):
+    """`invariance.symmetries` of the same network in minibn, whose parameters come in the same order."""
+    (ours, theirs), (our_norm, their_norm) = NETWORKS[name], NORMS[norm]
+    expected = invariance.symmetries(ours(norm=our_norm, rng=np.random.default_rng(0), dtype="float64"))
+    model = theirs(lambda c: their_norm(c, eps=1e-5, affine=True, dtype=torch.float64))
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 3, 8, 8), torch.arange(8)
+    found = report(model, lambda model: F.cross_entropy(model(x), y))
+    translate = dict(zip((n for n, _ in model.named_parameters()), expected.names, strict=True))
+    assert [tuple(translate[n] for n in group) for group in found.groups] == expected.groups
+    assert len(found.basis) == len(expected.basis)
+    for vector in found.basis:
+        assert all(equation.holds({translate[n]: a for n, a in vector.items()}) for equation in expected.equations)
+
+
+def test_the_report_leaves_the_model_as_it_is():
+    model = network(1e-5).float().eval()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before, seed = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    found = report(model, lambda model: F.cross_entropy(F.dropout(model(X[:16].float())), Y[:16]))
+    assert found.groups == [("0.weight",), ("1.weight", "1.bias"), ("3.weight",)]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(seed, torch.get_rng_state())
+    assert not model.training
+    assert model[1].eps == 1e-5
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    assert model[1].weight.grad is None
+    assert not model._forward_pre_hooks
+    assert found.parameters == [model[0].weight, model[1].weight, model[1].bias, model[3].weight]
+    assert [p for group in found for p in group] == found.parameters
+
+
+def test_the_report_says_how_exact_it_is():
+    exact, approximate = (report(network(eps), loss_of) for eps in (1e-30, 1e-5))
+    assert max(exact.gaps) < 1e-12
+    assert 1e-7 < max(approximate.gaps) < 1e-2
+    assert exact.is_scale_invariant(["1.weight", "1.bias", "3.weight"])
+    assert not exact.is_scale_invariant(["1.weight"])
+    with pytest.raises(ValueError, match="no parameters named"):
+        exact.is_scale_invariant(["2.weight"])
+    summary = "3 scale-invariant sets with 4 of 8 parameters, 76.0% of all numbers\nweight decay can be removed from them exactly"
+    assert summary in str(exact)
+    assert "approximately: the gaps come from the normalisations' eps, here up to 1e-05; with eps = 1e-30 it" in str(approximate)
+    assert [line.split()[:2] for line in str(exact).splitlines()[1:5]] == [
+        ["1", "0.weight"], ["2", "1.{weight,"], ["3", "3.weight"], ["-", "{4.weight,"]]
+    nothing = report(nn.Linear(64, 10), lambda model: model(X[:4].flatten(1)).square().sum())
+    assert "no parameter was found to be scale-invariant\nreport cannot see" in str(nothing)
+
+
+def test_the_gap_is_that_of_the_models_own_eps():
+    def started():
+        model = network(1e-5)
+        nn.init.normal_(model[1].bias)  # what is all 0 is moved a little, so that it has an effect
+        nn.init.normal_(model[4].bias)
+        return model
+
+    model = started()
+    (gradient,) = torch.autograd.grad(loss_of(model), [model[0].weight])
+    w = model[0].weight.detach()
+    expected = abs((gradient * w).sum()) / (gradient.norm() * w.norm())
+    assert report(started(), loss_of).gaps[0] == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(nn, "RMSNorm"), reason="needs PyTorch 2.4")
+def test_rms_norms_own_eps_is_that_of_the_models_dtype():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 6), nn.RMSNorm(6), nn.ReLU(), nn.Linear(6, 10))
+    found = report(model, lambda model: F.cross_entropy(model(X[:16].flatten(1)), Y[:16]))
+    assert found.groups == [("0.weight", "0.bias")]
+    assert "eps, here up to 1.19209e-07" in str(found)
+
+
+def test_a_bias_before_batch_norm_has_no_effect_and_may_be_scaled():
+    model = nn.Sequential(nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 10))
+    found = report(model, lambda model: F.cross_entropy(model(X[:16].flatten(1)), Y[:16]))
+    assert found.groups == [("0.weight",), ("0.bias",)]
+
+
+def test_starts_at_zero_do_not_hide_anything():
+    """γ = 0 at the end of a branch, as many ResNets start: the branch has no effect yet."""
+    model = network()
+    nn.init.zeros_(model[1].weight)
+    assert report(model, loss_of).groups == report(network(), loss_of).groups
+
+
+def test_parameters_of_a_transformer():
+    """Pre-norm: what writes into the residual stream scales together, and nothing else does."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.1, batch_first=True, norm_first=True)
+    model = nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer, 2, nn.LayerNorm(8), enable_nested_tensor=False),
+                          nn.Linear(8, 3))
+    x = torch.randn(4, 5, 4)
+    writers = ("self_attn.out_proj", "linear2")
+    names = [n for n, _ in model.named_parameters() if n.startswith("0.") or any(w in n for w in writers)]
+    assert report(model, lambda model: model(x).square().mean()).groups == [tuple(names)]
+
+
+def test_what_the_report_cannot_measure():
+    model, noise = network(), iter(np.random.default_rng(0).standard_normal(1000).tolist())
+    cases = [(lambda copy: loss_of(model), "must use the model that it is given"),
+             (lambda copy: copy(X[:16]), "must return the scalar loss"),
+             (lambda copy: loss_of(copy) / 0, "the loss is inf"),
+             (lambda copy: loss_of(copy) + 1e-8 * next(noise) * copy[0].weight.sum(), "not exact enough")]
+    for loss_fn, message in cases:
+        with pytest.raises(ValueError, match=message):
+            report(model, loss_fn)
+    with pytest.raises(ValueError, match="no parameters that require gradients"):
+        report(network().requires_grad_(False), loss_of)
