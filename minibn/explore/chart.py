@@ -5,7 +5,7 @@ and pale, the converted one thin and dashed, a prediction dotted.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -68,47 +68,50 @@ def chart(title: str, lines: Sequence[Line], *, steps: int, floor: float = 0.0) 
     return _svg(WIDTH, HEIGHT, title, parts)
 
 
-def plane(title: str, paths: Sequence[tuple[str, np.ndarray]], loss, *, reach: float, rays: bool) -> str:
+def plane(title: str, paths: Sequence[tuple[str, np.ndarray]], loss: Callable[[np.ndarray], np.ndarray], *, reach: float,
+          marks: int, rays: bool) -> str:
     """Paths of two weights over a loss that depends on their angle only.
 
     Args:
         title: above the picture.
         paths: (kind, (T, 2)) of each run.
-        loss: angle in radians -> loss, drawn as sectors; the darker, the lower.
+        loss: angle in radians -> loss, drawn as sectors; the stronger, the lower.
         reach: how far from the origin the picture goes; paths may leave it.
-        rays: draw a line from the origin through the two runs' points of each step.
+        marks: a point at every so many steps.
+        rays: draw a line from the origin through the points of each marked step.
 
     Returns:
         an <svg> element.
 
     Example:
-        >>> "<circle" in plane("w", [("usual", np.ones((3, 2)))], np.cos, reach=2.0, rays=False)
-        True
+        >>> plane("w", [("usual", np.ones((3, 2)))], np.cos, reach=2.0, marks=2, rays=False).count("<circle")
+        3
     """
-    size = WIDTH
-    middle, radius = size / 2, size / 2 - 6
+    middle, radius = WIDTH / 2, WIDTH / 2 - 6
+    top = TOP + radius
 
     def at(point):
-        return middle + radius * point[0] / reach, TOP + radius - radius * point[1] / reach
+        return middle + radius * point[0] / reach, top - radius * point[1] / reach
 
-    sectors, parts = 72, [_text(8, 18, title, css="title")]
-    edges = np.linspace(0, 2 * np.pi, sectors + 1)
+    edges = np.linspace(0, 2 * np.pi, 145)
     values = loss((edges[1:] + edges[:-1]) / 2)
-    shade = 0.5 * (1 - (values - values.min()) / (np.ptp(values) or 1))
-    for a, b, opacity in zip(edges[:-1], edges[1:], shade, strict=True):
-        (x0, y0), (x1, y1), (x2, y2) = map(at, ((0, 0), *((reach * math.cos(c), reach * math.sin(c)) for c in (a, b))))
-        parts.append(f'<path style="fill:var(--low);fill-opacity:{opacity:.3f}" '
-                     f'd="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}Z"/>')
-    if rays:
-        steps = min(len(path) for _, path in paths)
-        for t in range(steps):
-            far = max((path[t] for _, path in paths), key=lambda point: float(np.hypot(*point)))
-            parts.append(_path("ray", [at((0, 0)), at(far)]))
+    strength = 0.62 * (1 - (values - values.min()) / (np.ptp(values) or 1)) ** 1.5
+    parts = [_text(8, 18, title, css="title")]
+    for a, b, opacity in zip(edges[:-1], edges[1:] + 0.004, strength, strict=True):
+        (x1, y1), (x2, y2) = (at((reach * math.cos(c), reach * math.sin(c))) for c in (a, b))
+        parts.append(f'<path class="ground" style="fill-opacity:{opacity:.3f}" '
+                     f'd="M{middle} {top}L{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}Z"/>')
+    parts.append(f'<circle class="ring" cx="{middle}" cy="{top}" r="{radius}"/>')
+    for t in range(0, max(len(path) for _, path in paths), marks) if rays else ():
+        points = [path[t] for _, path in paths if t < len(path)]
+        parts.append(_path("ray", [at((0, 0)), at(max(points, key=lambda point: float(np.hypot(*point))))]))
     for kind, path in paths:
         points = [at(point) for point in path]
-        parts.append(_path(kind, list(points)))
-        parts += [f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{5 if kind == "usual" else 2.6}"/>' for x, y in points]
-    return _svg(size, TOP + 2 * radius + 6, title, parts)
+        parts.append(_path(kind, points))
+        parts += [f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{6 if kind == "usual" else 3}"/>' for x, y in points[::marks]]
+    x, y = at(paths[0][1][0])
+    parts.append(_text(x - 10, y + 4, "start", "end"))
+    return _svg(WIDTH, top + radius + 6, title, parts)
 
 
 def gauge(title: str, value: float, limit: float) -> str:
@@ -124,7 +127,7 @@ def gauge(title: str, value: float, limit: float) -> str:
         True
     """
     low, high = math.log10(limit) - 4, math.log10(limit) + 2
-    middle, end = HEIGHT / 2, WIDTH - 20
+    middle, end = 62, WIDTH - 20
 
     def across(x):
         return 20 + (end - 20) * (min(max(math.log10(x) if x > 0 else low, low), high) - low) / (high - low)
@@ -141,7 +144,7 @@ def gauge(title: str, value: float, limit: float) -> str:
              _text(edge, middle + 34, f"limit {number(limit)}", "middle"),
              f'<circle class="{kind} yours" cx="{x:.1f}" cy="{middle}" r="9"/>',
              _text(min(max(x, 50), end - 30), middle + 54, f"yours {number(value)}", "middle")]
-    return _svg(WIDTH, HEIGHT, title, parts)
+    return _svg(WIDTH, 122, title, parts)
 
 
 def number(x: float) -> str:
@@ -167,9 +170,9 @@ def log_ticks(low: float, high: float) -> list[float]:
         ([1.0, 2.0, 3.0, 5.0, 10.0], [1.0, 1000.0, 1000000.0, 1000000000.0, 1000000000000.0])
     """
     exponents = range(math.floor(low), math.ceil(high) + 1)
-    for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1,)):
+    for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
         found = [d * 10.0**e for e in exponents for d in digits if low <= math.log10(d) + e <= high]
-        if len(found) <= 5:
+        if len(found) <= 6:
             return found
     stride = math.ceil((high - low) / 5)
     return [10.0**e for e in exponents if e % stride == 0 and low <= e <= high]

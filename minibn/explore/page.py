@@ -84,63 +84,72 @@ def verdict(found: Shown) -> str:
                    f"{why}</div>", found)
 
 
-def curves(found: Shown) -> str:
-    """Four charts over the steps: lr, |w|, effective lr and angle per step, of both runs, with what is predicted."""
-    settings, (a, b), norm, angle, n = found.settings, found.noise, found.norm, found.angle, found.numbers
-    degree = found.schedule[0].degree
+def panels(found: Shown) -> str:
+    """Six charts of both runs: lr, |w|, effective lr and angle per step of the 64 weights, then the two weights, drawn."""
+    settings, (a, b), norm, n = found.settings, found.noise, found.norm, found.numbers
+    steps, degree = settings.steps, found.schedule[0].degree
     effective = np.array([step.lr for step in found.schedule])[a.measured] / norm ** (degree + 1)
     unit = "lr / |w|²" if degree else "lr / |w|"
 
-    def both(field):
-        return [Line("usual", a.measured, getattr(a, field)), Line("converted", b.measured, getattr(b, field))]
+    def both(x, y):
+        return [Line(kind, x(run), y(run)) for kind, run in (("usual", a), ("converted", b))]
 
-    prediction = ("With these settings there is no formula for the balance." if math.isnan(n["norm-predicted"]) else
-                  "Weight decay makes |w| shorter, steps make it longer. They balance near {norm-predicted}, says the formula "
-                  "for the last lr; measured late in the run: {norm-measured}.")
-    turning = ("" if math.isnan(n["angle-predicted"]) else
-               "Predicted for the last lr: {angle-predicted} radians; measured late in the run: {angle-measured}.")
+    def measured(run):
+        return run.measured
+
     shape = {"constant": "At a constant lr it grows exponentially: a straight line here.",
-             "exponential": "Weight decay and growth of lr are two forms of the same thing."}.get(
-                 settings.schedule, "Where yours falls, the converted one falls too, or grows more slowly.")
-    steps = settings.steps
-    panels = [
-        (chart.chart("Learning rate", [Line("usual", range(len(a.lr)), a.lr), Line("converted", range(len(b.lr)), b.lr)],
-                     steps=steps), f"Usual: your schedule. Converted: what replaces weight decay. {shape}"),
-        (chart.chart("Length of the weights, |w|", [Line("usual", range(len(a.norm)), a.norm),
-                                                    Line("converted", range(len(b.norm)), b.norm),
-                                                    Line("predicted", a.measured, norm)], steps=steps), prediction),
-        (chart.chart(f"Effective learning rate, {unit}", [*both("effective_lr"), Line("predicted", a.measured, effective)],
-                     steps=steps), "What trains a normalised network. It is the same in both runs, at every step. "
-                                   "It ends at {effective-usual}."),
-        (chart.chart("Angle per step, radians", [*both("angle"), Line("predicted", a.measured, angle)], steps=steps, floor=1e-12),
+             "exponential": "Growth of lr and weight decay are two forms of the same thing."}.get(
+                 settings.schedule, "Where yours falls, it falls too, or grows more slowly.")
+    balance = ("There is no formula for their balance with these settings." if math.isnan(n["norm-predicted"]) else
+               "They balance near {norm-predicted}, says the formula for the last lr. Measured late in the run: {norm-measured}.")
+    turning = ("" if math.isnan(n["angle-predicted"]) else
+               "Predicted for the last lr: {angle-predicted} radians. Measured late in the run: {angle-measured}.")
+    return _grid([
+        (chart.chart("Learning rate (lr)", both(lambda run: range(len(run.lr)), lambda run: run.lr), steps=steps),
+         f"Usual: your schedule. Converted: what replaces weight decay. {shape}"),
+        (chart.chart("Length of the weights, |w|", [*both(lambda run: range(len(run.norm)), lambda run: run.norm),
+                                                    Line("predicted", a.measured, norm)], steps=steps),
+         f"Weight decay makes the usual weights shorter, steps make them longer. {balance}"),
+        (chart.chart(f"Effective learning rate, {unit}", [*both(measured, lambda run: run.effective_lr),
+                                                          Line("predicted", a.measured, effective)], steps=steps),
+         "This is what trains a normalised network. It is the same in both runs, at every step, and ends at {effective-usual}."),
+        (chart.chart("Angle per step, in radians", [*both(measured, lambda run: run.angle),
+                                                    Line("predicted", a.measured, found.angle)], steps=steps, floor=1e-12),
          f"How far each step turns the weights: the same in both runs. {turning}"),
-    ]
-    return _panels([(svg, _filled(caption, found)) for svg, caption in panels])
+        *_drawn(found.landscape)], found)
 
 
-def pictures(found: Shown) -> str:
-    """Both runs of two weights, in the plane and as directions, and how far weight decay may go."""
-    pair = found.landscape
+def _drawn(pair):
+    """Both runs of two weights, in the plane and as directions."""
     paths = list(zip(("usual", "converted"), (run.weights for run in pair), strict=True))
     reaches = [run.norm.max() for run in pair]
     reach = 1.08 * min(max(reaches), 2.5 * reaches[0])
-    steps = max(len(path) for _, path in paths)
-    spirals = [(kind, _spiral(path, steps)) for kind, path in paths]
+    steps = len(pair.usual.lr)
     left = " The converted run leaves the picture." if reaches[1] > reach else ""
-    lasting = len(pair.usual.lr)
     ended = f" The converted run ends at step {len(pair.converted.lr)}." if pair.converted.refused else ""
-    return _panels([
-        (chart.plane("The two weights, w₁ and w₂", paths, toys.landscape, reach=reach, rays=True),
-         f"The first {lasting} steps. The darker, the lower the loss; it depends on the direction only. At each step both runs "
-         f"lie on one ray from the middle.{left}{ended}"),
-        (chart.plane(f"Directions only, steps 0 to {lasting}", spirals, toys.landscape, reach=1.08, rays=False),
-         "The same runs, each point in the direction of its weights, and further out with every step. Lengths are left "
-         f"out, and one run is the other.{ended}"),
-        (chart.gauge("lr × weight decay, and its limit", found.numbers["product"], found.numbers["largest-product"]),
-         _filled("At the highest lr it is {product}. Up to {largest-product} (weight decay {largest-weight-decay}) there is a "
-                 "schedule without weight decay. Beyond, weight decay carries the weights through zero, and no lr can do that: "
-                 f"the usual run still trains, but has no equal. {_why(found.settings)}", found)),
-    ])
+    return [
+        (chart.plane("Two weights only, w₁ and w₂", paths, toys.landscape, reach=reach, marks=5, rays=True),
+         f"Another loss, {steps} steps. The stronger the green, the lower the loss: it depends on the direction only. Every fifth "
+         f"step is marked: both runs lie on one ray from the middle.{left}{ended}"),
+        (chart.plane("Their direction, step by step", [(kind, _spiral(path, steps + 1)) for kind, path in paths],
+                     toys.landscape, reach=1.08, marks=5, rays=False),
+         "The same two runs without their lengths: each point lies in the direction of the weights, and further out with "
+         f"every step. The runs lie on each other.{ended}")]
+
+
+def _spiral(path, steps):
+    """Unit vectors of the weights, times the part of the steps that is over."""
+    length = np.linalg.norm(path, axis=1, keepdims=True)
+    return path / np.where(length == 0, 1, length) * ((np.arange(len(path)) + 1) / steps)[:, None]
+
+
+def limit(found: Shown) -> str:
+    """How far weight decay may go, and what happens beyond."""
+    return _grid([
+        (chart.gauge("lr × weight decay", found.numbers["product"], found.numbers["largest-product"]),
+         "At the highest lr it is {product}. Up to {largest-product} (weight decay {largest-weight-decay}) there is a "
+         "schedule without weight decay. Beyond, weight decay carries the weights through zero, and no lr can do that: "
+         f"the usual run still trains, but has no equal. {_why(found.settings)}")], found)
 
 
 def _why(settings):
@@ -191,6 +200,7 @@ def code_block(settings: Settings) -> str:
     return f'<pre data-name="code">{escape(code(settings))}</pre>'
 
 
-def _panels(panels):
-    return '<div class="panels">' + "".join(f"<figure>{svg}<figcaption>{text}</figcaption></figure>"
-                                            for svg, text in panels) + "</div>"
+def _grid(pairs, found):
+    """Pictures with their captions, whose {names} become numbers."""
+    figures = [f"<figure>{svg}<figcaption>{_filled(text, found)}</figcaption></figure>" for svg, text in pairs]
+    return f'<div class="panels">{"".join(figures)}</div>'
