@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minibn import backend, data, experiment, export, files, jsonable, kernels, plots, schedules, sweep, tables
+from minibn import backend, data, experiment, explore, export, files, jsonable, kernels, plots, schedules, sweep, tables
 from minibn.equivalence import add_weight_decay, remove_weight_decay
 from minibn.experiment import MODELS, NORMS, Experiment
 from minibn.flags import GIVEN, NOT_GIVEN, Parser, number
@@ -210,6 +210,12 @@ def show_symmetries(model: str, depth: int | None, norm: str, no_affine: bool, e
     return 0
 
 
+def show_explorer(port: int, headless: bool) -> int:
+    """Open a page with sliders on which a usual and a converted run train side by side. Needs no internet."""
+    explore.serve(port, headless=headless)
+    return 0
+
+
 def _compare_flags() -> Parser:
     parser = Parser("minibn", compare.__doc__, f"other commands: {', '.join(COMMANDS)}; each has --help")
     default = headline.settings()
@@ -299,6 +305,13 @@ def _symmetries_flags() -> Parser:
     return parser
 
 
+def _explore_flags() -> Parser:
+    parser = Parser("minibn explore", show_explorer.__doc__)
+    parser.flag("--port", "of this computer; 0 takes a free one", kind=number(int, 0, 65535), default=explore.PORT)
+    parser.flag("--headless", "do not open a browser", yes=True)
+    return parser
+
+
 def _sgd_flags(parser, lr, momentum, weight_decay, when=None):
     parser.flag("--lr", "highest learning rate with weight decay", kind=number(float, 0), default=lr, when=when)
     parser.flag("--momentum", "from 0 to below 1", kind=number(float, 0, below=1), default=momentum, when=when)
@@ -314,7 +327,7 @@ def _depth(text):
 
 COMMANDS: dict[str, tuple[Callable[..., int], Callable[[], Parser]]]
 COMMANDS = {"train": (train, _train_flags), "sweep": (run_sweep, _sweep_flags), "convert": (convert_schedule, _convert_flags),
-            "symmetries": (show_symmetries, _symmetries_flags)}
+            "symmetries": (show_symmetries, _symmetries_flags), "explore": (show_explorer, _explore_flags)}
 
 if __name__ == "__main__":
     sys.exit(main())

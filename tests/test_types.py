@@ -9,8 +9,9 @@ import pytest
 
 import minibn
 
+NEEDS = {"minibn.pytorch": "torch", "minibn.explore.app": "marimo"}  # modules whose names start so, and the library they import
 MODULES = [info.name for info in pkgutil.walk_packages(minibn.__path__, "minibn.", onerror=lambda name: None)
-           if not info.name.startswith("minibn.pytorch") or find_spec("torch")]
+           if all(find_spec(library) for start, library in NEEDS.items() if info.name.startswith(start))]
 SPECIAL = ("__init__", "__call__", "__getitem__", "__iter__", "__len__")
 
 

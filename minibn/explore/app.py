@@ -85,8 +85,8 @@ def compute(end, lr, momentum, optimizer, schedule, warmup, weight_decay):
 @app.cell
 def results(found):
     mo.Html(f"""<div class="explore">{page.verdict(found)}<div class="key">{chart.KEY}</div>{page.panels(found)}
-<p>The first four charts show 64 weights for {found.settings.steps} steps. Their gradient is pure noise, as late in training. As in
-every normalised network it lies at a right angle to the weights, and the shorter they are, the larger it is.</p>
+<p>The first four charts show 64 weights for {found.settings.steps} steps. Their gradient is pure noise, as late in training.
+As in every normalised network it lies at a right angle to the weights, and the shorter they are, the larger it is.</p>
 <h2>How far weight decay may go</h2>{page.limit(found)}
 <h2>The same in Python</h2>{page.code_block(found.settings)}</div>""")
     return

@@ -97,7 +97,7 @@ def plane(title: str, paths: Sequence[tuple[str, np.ndarray]], loss: Callable[[n
     values = loss((edges[1:] + edges[:-1]) / 2)
     strength = 0.62 * (1 - (values - values.min()) / (np.ptp(values) or 1)) ** 1.5
     parts = [_text(8, 18, title, css="title")]
-    for a, b, opacity in zip(edges[:-1], edges[1:] + 0.004, strength, strict=True):
+    for a, b, opacity in zip(edges[:-1], edges[1:], strength, strict=True):
         (x1, y1), (x2, y2) = (at((reach * math.cos(c), reach * math.sin(c))) for c in (a, b))
         parts.append(f'<path class="ground" style="fill-opacity:{opacity:.3f}" '
                      f'd="M{middle} {top}L{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}Z"/>')
@@ -106,9 +106,9 @@ def plane(title: str, paths: Sequence[tuple[str, np.ndarray]], loss: Callable[[n
         points = [path[t] for _, path in paths if t < len(path)]
         parts.append(_path("ray", [at((0, 0)), at(max(points, key=lambda point: float(np.hypot(*point))))]))
     for kind, path in paths:
-        points = [at(point) for point in path]
+        points, size = [at(point) for point in path], 6 if kind == "usual" else 3
         parts.append(_path(kind, points))
-        parts += [f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{6 if kind == "usual" else 3}"/>' for x, y in points[::marks]]
+        parts += [f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{size}"/>' for x, y in points[::marks]]
     x, y = at(paths[0][1][0])
     parts.append(_text(x - 10, y + 4, "start", "end"))
     return _svg(WIDTH, top + radius + 6, title, parts)

@@ -44,7 +44,7 @@ def shown(settings: Settings) -> Shown:
 
 def _numbers(settings, noise, norm, angle, highest):
     lrs = [run.lr[-1] if len(run.lr) else math.nan for run in noise]
-    late = noise.usual.measured >= settings.steps * (1 - 1 / LATE)
+    late = slice(-max(1, len(noise.usual.measured) // LATE), None)
     return {"gap": noise.gap, "lr-usual": lrs[0], "lr-converted": lrs[1],
             "norm-usual": noise.usual.norm[-1], "norm-converted": noise.converted.norm[-1],
             "norm-predicted": norm[-1], "norm-measured": math.sqrt(np.mean(noise.usual.norm[noise.usual.measured[late]] ** 2)),
@@ -76,19 +76,21 @@ def verdict(found: Shown) -> str:
         return _filled('<div class="big">Both runs turn the weights alike: the largest angle between them is {gap} radians, '
                        "which is rounding. At the end lr is {lr-usual} with weight decay and {lr-converted} without; "
                        "the weights are {norm-usual} and {norm-converted} long.</div>", found)
-    why = ("the learning rate leaves the range of floating-point numbers. In training minibn rescales the weights now and "
-           "then, so that it never does." if "float range" in refused else
+    alone = ("goes on alone, until its weights leave the range of floating-point numbers." if found.noise.usual.refused else
+             "goes on alone.")
+    why = ("the converted run leaves the range of floating-point numbers. In training minibn rescales the weights now and "
+           "then, so that this does not happen." if "float range" in refused else
            "weight decay would carry the weights through zero. lr × weight decay is {product}; with this schedule it may be "
-           "at most {largest-product}. The usual run goes on alone.")
-    return _filled('<div class="big refused">No schedule without weight decay does the same here. At step {refused-step} '
-                   f"{why}</div>", found)
+           f"at most {{largest-product}}. The usual run {alone}")
+    return _filled('<div class="big refused">There is no run without weight decay that does the same here. At step '
+                   f"{{refused-step}} {why}</div>", found)
 
 
 def panels(found: Shown) -> str:
     """Six charts of both runs: lr, |w|, effective lr and angle per step of the 64 weights, then the two weights, drawn."""
     settings, (a, b), norm, n = found.settings, found.noise, found.norm, found.numbers
     steps, degree = settings.steps, found.schedule[0].degree
-    effective = np.array([step.lr for step in found.schedule])[a.measured] / norm ** (degree + 1)
+    effective = np.array([found.schedule[t].lr for t in a.measured]) / norm ** (degree + 1)
     unit = "lr / |w|²" if degree else "lr / |w|"
 
     def both(x, y):
@@ -129,8 +131,8 @@ def _drawn(pair):
     ended = f" The converted run ends at step {len(pair.converted.lr)}." if pair.converted.refused else ""
     return [
         (chart.plane("Two weights only, w₁ and w₂", paths, toys.landscape, reach=reach, marks=5, rays=True),
-         f"Another loss, {steps} steps. The stronger the green, the lower the loss: it depends on the direction only. Every fifth "
-         f"step is marked: both runs lie on one ray from the middle.{left}{ended}"),
+         f"Another loss, {steps} steps. The stronger the green, the lower it is: only the direction counts. Every fifth step is "
+         f"marked: both runs lie on one ray from the middle.{left}{ended}"),
         (chart.plane("Their direction, step by step", [(kind, _spiral(path, steps + 1)) for kind, path in paths],
                      toys.landscape, reach=1.08, marks=5, rays=False),
          "The same two runs without their lengths: each point lies in the direction of the weights, and further out with "
@@ -149,19 +151,13 @@ def limit(found: Shown) -> str:
         (chart.gauge("lr × weight decay", found.numbers["product"], found.numbers["largest-product"]),
          "At the highest lr it is {product}. Up to {largest-product} (weight decay {largest-weight-decay}) there is a "
          "schedule without weight decay. Beyond, weight decay carries the weights through zero, and no lr can do that: "
-         f"the usual run still trains, but has no equal. {_why(found.settings)}")], found)
+         f"the usual run still trains, but has no equal. {_why(found.settings)}")], found, "panels wide")
 
 
 def _why(settings):
     if settings.optimizer == "SGD" and settings.momentum:
         return "Momentum makes weight decay overshoot, so the limit is far below 1."
     return "At 1 a step of weight decay leaves nothing of the weights."
-
-
-def _spiral(path, steps):
-    """Unit vectors of the weights, times the part of the steps that is over."""
-    length = np.linalg.norm(path, axis=1, keepdims=True)
-    return path / np.where(length == 0, 1, length) * ((np.arange(len(path)) + 1) / steps)[:, None]
 
 
 def code(settings: Settings) -> str:
@@ -200,7 +196,7 @@ def code_block(settings: Settings) -> str:
     return f'<pre data-name="code">{escape(code(settings))}</pre>'
 
 
-def _grid(pairs, found):
+def _grid(pairs, found, css="panels"):
     """Pictures with their captions, whose {names} become numbers."""
     figures = [f"<figure>{svg}<figcaption>{_filled(text, found)}</figcaption></figure>" for svg, text in pairs]
-    return f'<div class="panels">{"".join(figures)}</div>'
+    return f'<div class="{css}">{"".join(figures)}</div>'

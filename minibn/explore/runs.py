@@ -24,6 +24,7 @@ from minibn.optim import SGD, AdamStep, AdamW, Lion, LionStep, Muon, MuonStep, O
 BETA2 = {"AdamW": 0.95, "Lion": 0.99}
 SHAPE = (8, 8)  # of the weights that the noise moves: Muon needs a matrix
 EVERY = 3  # steps from one measurement to the next
+FAR = 1e100  # a run ends where a weight is beyond
 PATH = 40  # steps of the two weights that are drawn, at most
 
 
@@ -73,7 +74,7 @@ class Run(NamedTuple):
     measured: np.ndarray  # (M,) numbers of the steps, from 0
     effective_lr: np.ndarray  # (M,)
     angle: np.ndarray  # (M,) radians
-    refused: str  # why it ended early, in the library's words; "" if it did not
+    refused: str  # why it ended early, mostly in the library's words; "" if it did not
 
     @property
     def norm(self) -> np.ndarray:
@@ -97,7 +98,7 @@ momentum=0.9, weight_decay=0.01, kick=0.0, rescale=1.0, lookahead=0.0, shrink=0.
     return [_step_of(s.optimizer, step) for step in islice(stream, s.steps)]
 
 
-def _step_of(optimizer, step: Step) -> StepNumbers:
+def _step_of(optimizer: str, step: Step) -> StepNumbers:
     match optimizer:
         case "AdamW":
             return AdamStep(step.lr, step.momentum, BETA2["AdamW"], weight_decay=step.weight_decay)
@@ -125,7 +126,8 @@ def train(settings: Settings, start: np.ndarray, gradient: Callable[[int, np.nda
     Args:
         start: the weights before the first step.
         gradient: (step, weights) -> dL/dw.
-        convert: whether by the converted schedule. If that has no step with the same effect, the run ends there.
+        convert: whether by the converted schedule. If that has no step with the same effect, the run ends there. Every run
+            ends where a weight is beyond `FAR`.
     """
     parameter, schedule = Parameter(start.copy()), usual(settings)
     optimizer = converted(settings.optimizer, [parameter], schedule) if convert else \
@@ -138,6 +140,9 @@ def train(settings: Settings, start: np.ndarray, gradient: Callable[[int, np.nda
             step = optimizer.step()
         except (ValueError, OverflowError) as error:
             refused = str(error)
+            break
+        if not np.abs(parameter.data).max() < FAR:
+            refused = f"the weights have left float range: above {FAR:g}"
             break
         weights.append(parameter.data)
         rates.append(step.lr)
@@ -199,7 +204,7 @@ def equilibrium(settings: Settings, run: Run) -> tuple[np.ndarray, np.ndarray]:
         >>> round(float(norm[-1]), 2), round(float(angle[-1]), 4)
         (2.66, 0.0324)
     """
-    schedule, n = usual(settings), math.prod(SHAPE)
+    schedule, n = usual(settings)[: len(run.lr)], math.prod(SHAPE)
     m = settings.momentum
     if settings.optimizer == "Muon":
         rates, shrinks = np.array([(s.lr, s.shrink) for s in schedule]).T
