@@ -46,4 +46,8 @@ def serve(port: int = PORT, *, headless: bool = False) -> None:
         print(f"The explorer is at {address} (Ctrl-C stops it)", flush=True)
         if not headless:
             threading.Timer(1.0, webbrowser.open, [address]).start()
-        uvicorn.Server(uvicorn.Config(page, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
+        try:
+            uvicorn.Server(uvicorn.Config(page, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
+        finally:
+            for route in page.routes:  # or the threads of the open pages would keep this process alive
+                route.app.state.session_manager.close_all_sessions()

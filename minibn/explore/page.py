@@ -114,7 +114,8 @@ def panels(found: Shown) -> str:
          f"Weight decay makes the usual weights shorter, steps make them longer. {balance}"),
         (chart.chart(f"Effective learning rate, {unit}", [*both(measured, lambda run: run.effective_lr),
                                                           Line("predicted", a.measured, effective)], steps=steps),
-         "This is what trains a normalised network. It is the same in both runs, at every step, and ends at {effective-usual}."),
+         "This is what trains a normalised network. The two runs differ by the weight decay of one step only. It ends at "
+         "{effective-usual}."),
         (chart.chart("Angle per step, in radians", [*both(measured, lambda run: run.angle),
                                                     Line("predicted", a.measured, found.angle)], steps=steps, floor=1e-12),
          f"How far each step turns the weights: the same in both runs. {turning}"),
