@@ -22,7 +22,7 @@ OWN_INTERNALS = {"minibn.flags", "minibn.files", "minibn.jsonable", "minibn.prog
                  "minibn.kernels.cpu", "minibn.kernels.device"}  # no one outside the package calls them
 MOVED = {"minibn.checkpoint", "minibn.cifar10", "minibn.convergence", "minibn.headline", "minibn.history", "minibn.toy"}
 COMMON = {"grad", "data", "step", "loss", "random", "weight", "bias", "scale", "load", "save", "run", "norm", "read", "of",
-          "size", "steps", "last", "lookahead", "update"}  # in backticks, mostly not the public name that is spelled so
+          "size", "keep", "steps", "last", "lookahead", "update"}  # in backticks, mostly not the public name that is spelled so
 
 
 def module(name):
