@@ -74,7 +74,7 @@ def convert(model: nn.Module, schedule: Iterable[Any], names: Iterable[str] | No
         (('linear1.weight',), {'invariant': 'Reframed', 'rest': 'AdamW'})
     """
     first, second = tee(schedule)
-    return _split(model, partial(converted_for, schedule=first, band=band),
+    return assign(model, partial(converted_for, schedule=first, band=band),
                   partial(optimizer_for, schedule=second if rest is None else rest), names)
 
 
@@ -95,11 +95,12 @@ def split(model: nn.Module, invariant: Iterable[Any], rest: Iterable[Any] | None
     Raises:
         ValueError: as in `convert`.
     """
-    return _split(model, partial(optimizer_for, schedule=invariant),
+    return assign(model, partial(optimizer_for, schedule=invariant),
                   None if rest is None else partial(optimizer_for, schedule=rest), names)
 
 
-def _split(model: nn.Module, invariant: Make, rest: Make | None, names: Iterable[str] | None) -> Conversion:
+def assign(model: nn.Module, invariant: Make, rest: Make | None, names: Iterable[str] | None = None) -> Conversion:
+    """As `split`, with functions that make the optimiser from a list of parameters in place of the schedules."""
     found = symmetries(model)
     chosen = {name for group in found.groups for name in group} if names is None else set(names)
     if not chosen or not found.is_scale_invariant(chosen):
