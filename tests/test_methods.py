@@ -24,7 +24,6 @@ from minibn.equivalence import (
 )
 from minibn.optim import Lion, LionStep, Muon, MuonStep
 
-
 # ---- Lion as a schedule for stock Lion ----
 
 
