@@ -21,9 +21,9 @@ class Number(NamedTuple):
 
 NUMBERS = {
     "lr": Number("highest learning rate, with weight decay"),
-    "momentum": Number("from 0 to below 1", 1.0),
-    "beta1": Number("what the mean of gradients keeps per step, from 0 to below 1", 1.0),
-    "beta2": Number("what AdamW's mean of squares, or Lion's mean, keeps per step, from 0 to below 1", 1.0),
+    "momentum": Number("from 0 to below 1", 1),
+    "beta1": Number("what the mean of gradients keeps per step, from 0 to below 1", 1),
+    "beta2": Number("what AdamW's mean of squares, or Lion's mean, keeps per step, from 0 to below 1", 1),
     "eps": Number("added to the root of AdamW's mean of squares"),
     "weight_decay": Number("L2 for sgd, as PyTorch has it; decoupled, lr x weight decay, for the others"),
 }

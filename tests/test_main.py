@@ -98,7 +98,7 @@ def test_convert_there_and_back_through_files(flags, capsys, tmp_path, monkeypat
     (["convert", "--steps", "5", "--schedule", "magic"], "invalid choice: 'magic'"),
     (["convert", "--steps", "5", "--optimizer", "muon"], "Muon without weight decay is not a schedule of lr and momentum"),
     (["convert", "--steps", "5", "--optimizer", "adamw", "--lr", "1", "--weight-decay", "1"],
-     "lr * weight_decay must be below 1"),
+     "lr * --weight-decay must be below 1"),
     (["convert", "--steps", "5", "--optimizer", "lion", "--momentum", "0.9"],
      "--momentum has no effect with --optimizer lion; it is for --optimizer sgd, muon"),
     (["convert", "--steps", "5", "--optimizer", "adamw", "--nesterov"], "--nesterov has no effect with --optimizer adamw"),
