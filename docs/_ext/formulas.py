@@ -22,8 +22,8 @@ OPERATORS = {"<->": r"\leftrightarrow", "<-": r"\leftarrow", "->": r"\to", "<=":
              ",": ",", ";": ";", ":": r"\colon", ".": ".", "@": r"\mathbin{@}", "Σ": r"\sum", "∏": r"\prod"}
 RELATIONS = {"<-", "->", "<=", ">=", "=", "<", ">", "≤", "≥", "≈", "≠", "→", "←", "∈", "!=", "+="}
 SYMBOLS = {"∞": r"\infty", "…": r"\dots", "...": r"\dots", "½": r"\tfrac12", "%": r"\%", "°": r"^\circ", "∘": r"\circ"}
-FUNCTIONS = re.findall(r"\w+", "min max log ln exp sin cos tan arcsin arccos arctan arctan2 atan2 sqrt sign sgn abs mean std var "
-                       "softmax onehot silu sigmoid orthogonal rms tr")
+FUNCTIONS = re.findall(r"\w+", "min max log ln exp sin cos tan arcsin arccos arctan arctan2 atan2 sqrt sign sgn abs "
+                       "softmax onehot silu sigmoid orthogonal")
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 WORD = (r"[A-Za-z]{2,}(?:[-'][A-Za-z]+)*"
         rf"(?: (?!(?:{'|'.join(FUNCTIONS)})\b)(?:[A-Za-z]{{2,}}|a|I)(?![\w(^'\u0300-\u036f]))*")
@@ -259,7 +259,7 @@ def _join(nodes, fractions, align=False):
             text += " "
         text += body + (r"\ " if body in (",", ";") else "")
         last = kind
-    return text
+    return text.removesuffix(r"\ ")
 
 
 def _divided(nodes):

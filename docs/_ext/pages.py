@@ -63,7 +63,7 @@ def module_of(relative):
 
 def viewable():
     """The modules whose source the site has: those that define a public name."""
-    return {getattr(value, "__module__", name) for (name, _), value in catalogue.documented().items()}
+    return {value.__module__ for value in catalogue.documented().values() if hasattr(value, "__module__")}
 
 
 def setup(app):
