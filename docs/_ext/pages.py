@@ -19,7 +19,7 @@ class Formulas(SphinxTransform):
     default_priority = 450
 
     def apply(self, **_):
-        if not self.env.doc2path(self.env.docname).endswith(".md"):
+        if not str(self.env.doc2path(self.env.docname)).endswith(".md"):
             return
         for block in list(self.document.findall(nodes.literal_block)):
             if block.get("language", "none") in ("none", "default", "text") and formulas.is_formula(block.astext()):
