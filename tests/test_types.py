@@ -9,9 +9,9 @@ import pytest
 
 import minibn
 
-NEEDS = {"minibn.pytorch": "torch", "minibn.explore.app": "marimo"}  # modules whose names start so, and the library they import
+NEEDS = {"minibn.pytorch": "torch", "minibn.optax": "optax", "minibn.explore.app": "marimo"}
 MODULES = [info.name for info in pkgutil.walk_packages(minibn.__path__, "minibn.", onerror=lambda name: None)
-           if all(find_spec(library) for start, library in NEEDS.items() if info.name.startswith(start))]
+           if all(find_spec(other) or not info.name.startswith(name) for name, other in NEEDS.items())]
 SPECIAL = ("__init__", "__call__", "__getitem__", "__iter__", "__len__")
 
 

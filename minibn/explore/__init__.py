@@ -12,6 +12,7 @@ import socket
 import threading
 import webbrowser
 from pathlib import Path
+from typing import Any
 
 PORT = 2719
 
@@ -32,7 +33,7 @@ def serve(port: int = PORT, *, headless: bool = False) -> None:
     import marimo
     import uvicorn
 
-    page = marimo.create_asgi_app(quiet=True).with_app(path="", root=str(Path(__file__).with_name("app.py"))).build()
+    page: Any = marimo.create_asgi_app(quiet=True).with_app(path="", root=str(Path(__file__).with_name("app.py"))).build()
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
