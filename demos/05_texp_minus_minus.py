@@ -15,14 +15,14 @@ from minibn.training import evaluate, fit, update_bn
 # %%
 split, rng = data.digits(), np.random.default_rng(3)
 noisy = np.where(rng.random(len(split.y_train)) < 0.5, rng.integers(10, size=len(split.y_train)), split.y_train)
-labels, seeds = {"texp": "TEXP", "texp--": "TEXP--"}, range(lab.size(3, 2))
-epochs, batch = lab.size(16, 8), lab.size(16, 32)
+labels, seeds = {"texp": "TEXP", "texp--": "TEXP--"}, range(lab.size(3, 1))
+epochs, batch = lab.size(16, 5), lab.size(16, 32)
 
 
 def train(name, seed):
     """(history, test accuracy) of one run."""
     one = experiment.Experiment(schedule=name, seed=seed, affine=False, fixed=True, epochs=epochs, batch=batch, lr=0.2,
-                                weight_decay=1e-2, width=8)
+                                weight_decay=1e-2, width=lab.size(8, 4))
     net = one.network()
     history = fit(net, one.optimizers(net), split.x_train, noisy, epochs=epochs, batch_size=batch,
                   rng=np.random.default_rng(seed), description=f"{labels[name]}, seed {seed}")

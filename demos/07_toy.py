@@ -20,7 +20,7 @@ from minibn import schedules
 from minibn.optim import Step
 from minibn.paper import section3 as toy
 
-lr, weight_decay, seeds, dim = 0.1, 1e-2, lab.size(100, 20), 20
+lr, weight_decay, seeds, dim = 0.1, 1e-2, lab.size(100, 10), 20
 steps = lab.size(60_000, 10_000)
 every = steps // 500
 
@@ -42,7 +42,7 @@ runs = {label: toy.simulate(schedule, steps, normalised=normalised, seeds=seeds,
                             rng=np.random.default_rng(0)) for label, (schedule, normalised) in cases.items()}
 
 # %% Theorem 3.1: from the best weights, long ones. After how many steps does the error first exceed epsilon / pi?
-epsilon, delta, lengths, walks = 0.7 * np.sqrt(lr * weight_decay / 2), 0.1, lab.size((100, 1000), (100,)), lab.size(50, 20)
+epsilon, delta, lengths, walks = 0.7 * np.sqrt(lr * weight_decay / 2), 0.1, lab.size((100, 1000), (100,)), lab.size(50, 10)
 windows = {R: int(np.ceil(toy.window(R, lr, weight_decay, epsilon, dim=dim, batch=1, delta=delta))) for R in lengths}
 first = {}  # {(label, R): first passage of each seed}
 for label in ("BN", "weight decay", "both"):

@@ -41,7 +41,7 @@ def kinds(net):
 
 def train(decayed, seed, convert=False, dtype="float32"):
     """(history, test accuracy) of a run with weight decay on the groups `decayed`; `convert`: not on "conv", lr converted."""
-    net = models.preresnet(8, in_channels=1, width=8, eps=0.0, rng=np.random.default_rng(seed), dtype=dtype)
+    net = models.preresnet(8, in_channels=1, width=lab.size(8, 4), eps=0.0, rng=np.random.default_rng(seed), dtype=dtype)
     optimizers = {}
     for one, parameters in kinds(net).items():
         schedule = usual(1e-2 if one in decayed else 0.0)

@@ -1,7 +1,12 @@
 """Settings for all tests, and the array libraries that they run on: hypothesis without time limits (a slow machine is not a
 failure), GPU tests where there is a GPU."""
 
-import os
+import os  # noqa: I001  threads are set before NumPy is imported
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each library in each of them
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 

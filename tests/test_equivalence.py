@@ -418,14 +418,14 @@ def test_endless_phase_overflows_with_advice():
 # ---- for ever, in float32 ----
 
 
-def test_a_million_steps_in_float32():
-    """lr 0.1, weight decay 5e-3: the plain schedule would reach 10^43,000; with `rescale` nothing leaves float32."""
+def test_two_hundred_thousand_steps_in_float32():
+    """lr 0.1, weight decay 5e-3: the plain schedule would reach 10^8,700; with `rescale` nothing leaves float32."""
     rng = np.random.default_rng(0)
     parameter = nn.Parameter(rng.standard_normal(4).astype("float32"))
     sgd = SGD([parameter], remove_weight_decay(schedules.constant(0.1, momentum=0.9, weight_decay=5e-3)))
     noise = rng.standard_normal((1000, 4)).astype("float32")
     exponent, low, high = 0, math.inf, 0.0
-    for t in range(1_000_000):
+    for t in range(200_000):
         w, xi = parameter.data, noise[t % 1000]
         square = w @ w
         parameter.grad = (xi - (xi @ w / square) * w) / square**0.5
@@ -435,7 +435,7 @@ def test_a_million_steps_in_float32():
         low, high = min(low, step.lr), max(high, step.lr)
     assert np.all(np.isfinite(parameter.data))
     assert parameter.data.dtype == np.float32
-    assert -2 * exponent * math.log10(2) > 4000
+    assert -2 * exponent * math.log10(2) > 800
     assert 0 < low < high < 2.0**70
 
 

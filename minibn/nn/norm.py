@@ -3,8 +3,8 @@
 All four do the same thing to different sets of numbers. With M numbers in a set,
     μ = Σ x / M        σ² = Σ (x - μ)² / M        x̂ = (x - μ) / √(σ² + ε)        y = γ x̂ + β
     dβ = Σ dy          dγ = Σ dy x̂                dx = (dx̂ - Σ dx̂ / M - x̂ Σ dx̂ x̂ / M) / √(σ² + ε),  dx̂ = γ dy
-where the sums of dβ and dγ run over everything that shares a channel. Images are seen as (B, R, G, S): B blocks of R
-rows, G groups of S channels. A set is all rows of one block and all channels of one group:
+The sums of dβ and dγ run over all that shares a channel. Images are seen as (B, R, G, S): B blocks of R rows, G groups of
+S channels. A set is all rows of one block and all channels of one group:
 
     |              | B | R     | G          | S              |
     | BatchNorm    | 1 | N·H·W | C          | 1              |
@@ -28,30 +28,28 @@ from minibn.nn.module import Module, Parameter
 
 
 class _Normalisation(Module):
-    """The core. `blocks_are_images` tells whether statistics are taken per image or over the whole batch."""
+    """The core. Statistics are taken over the whole "batch", per "image" or per "position", as `per` says."""
 
-    blocks_are_images = True
+    per = "image"
 
-    def __init__(self, num_features: int, num_groups: int, eps: float, affine: bool, dtype: str) -> None:
-        if num_features < 1 or num_groups < 1 or num_features % num_groups:
-            raise ValueError(f"{type(self).__name__}: num_features must be above 0 and divisible by num_groups, "
-                             f"got {num_features} and {num_groups}")
+    def __init__(self, num_groups: int, num_features: int, eps: float = 1e-5, affine: bool = True, *,
+                 dtype: str = "float32") -> None:
+        if num_features < 1 or num_groups < 1 or num_features % num_groups or not 0 <= eps < math.inf:
+            raise ValueError(f"{type(self).__name__}: num_features must be above 0 and divisible by num_groups, and eps at "
+                             f"least 0 and finite, got {num_features}, {num_groups} and {eps}")
         self.num_features, self.num_groups = num_features, num_groups
         self.eps = float(eps)  # a NumPy number would bring the statistics to its own precision
-        if not 0 <= self.eps < math.inf:
-            raise ValueError(f"{type(self).__name__}: eps must be a number of at least 0, got {eps}")
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
 
     def forward(self, x: Array) -> Array:
         """(N, …, C) -> the same shape."""
-        like = next(self.arrays(), None)
-        self._check_input(x, ("N", *"HWD"[: max(x.ndim - 2, 0)], self.num_features), like)
+        self._check_input(x, ("N", *"HWD"[: max(x.ndim - 2, 0)], self.num_features), next(self.arrays(), None))
         sets, kernel = self._sets(x), kernels.of(x)
         mean, var = self._statistics(sets)
         inverse = kernel.inverse_std(mean, var, self.eps)
         y = kernel.normalise(sets, mean, inverse, self._grouped(self.weight), self._grouped(self.bias))
-        fixed = not (self.training or self.blocks_are_images)  # BatchNorm in evaluation mode: μ and σ are constants
+        fixed = self.per == "batch" and not self.training  # then μ and σ are constants
         return self.keep(array_namespace(x).reshape(y, x.shape), sets, mean, inverse, fixed)
 
     def backward(self, dy: Array) -> Array:
@@ -60,10 +58,9 @@ class _Normalisation(Module):
         xp = array_namespace(dy)
         dx, dgamma, dbeta = kernels.of(dy).normalise_backward(xp.reshape(dy, sets.shape), sets, mean, inverse,
                                                               self._grouped(self.weight), fixed)
-        if self.weight is not None:
-            self.weight.grad += xp.reshape(dgamma, (-1,))
-        if self.bias is not None:
-            self.bias.grad += xp.reshape(dbeta, (-1,))
+        for parameter, gradient in ((self.weight, dgamma), (self.bias, dbeta)):
+            if parameter is not None:
+                parameter.grad += xp.reshape(gradient, (-1,))
         return xp.reshape(dx, dy.shape)
 
     def degree(self, x: Degree) -> Degree:
@@ -79,14 +76,12 @@ class _Normalisation(Module):
 
     def _sets(self, x):
         """x seen as (B, R, G, S)."""
-        blocks = x.shape[0] if self.blocks_are_images else 1
+        blocks = {"batch": 1, "image": x.shape[0], "position": math.prod(x.shape[:-1])}[self.per]
         return array_namespace(x).reshape(x, (blocks, -1, self.num_groups, self.num_features // self.num_groups))
 
     def _grouped(self, parameter):
         """γ or β seen as (G, S); None if there is none."""
-        if parameter is None:
-            return None
-        return array_namespace(parameter.data).reshape(parameter.data, (self.num_groups, -1))
+        return None if parameter is None else array_namespace(parameter.data).reshape(parameter.data, (self.num_groups, -1))
 
     def __repr__(self):
         return f"{type(self).__name__}({self.num_features}, eps={self.eps}, affine={self.weight is not None})"
@@ -106,27 +101,23 @@ class BatchNorm(_Normalisation):
         num_features: C.
         eps: ε, added to the variance; 0 is legal.
         momentum: weight of the newest batch in the running statistics.
-        affine: whether to have γ (starts at 1) and β (starts at 0).
-        dtype: "float32" or "float64".
+        affine: whether to have γ (starts at 1) and β (starts at 0), of `dtype` "float32" or "float64".
 
     Raises:
-        ValueError: a wrong shape, or one number per channel in training mode.
-        TypeError: the input's dtype is not the parameters'.
-        RuntimeError: backward before forward.
+        ValueError, TypeError, RuntimeError: as every layer does; also for one number per channel in training mode.
     """
 
-    blocks_are_images = False
+    per = "batch"
     buffers = ("running_mean", "running_var")
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True, *,
                  dtype: str = "float32") -> None:
-        super().__init__(num_features, num_features, eps, affine, dtype)
+        super().__init__(num_features, num_features, eps, affine, dtype=dtype)
         if momentum is None or not 0 <= momentum <= 1:
             raise ValueError(f"BatchNorm: momentum must lie between 0 and 1, got {momentum}; for plain averages over all "
                              "batches use training.update_bn")
         self.momentum = float(momentum)
-        self.running_mean = np.zeros(num_features, dtype)
-        self.running_var = np.ones(num_features, dtype)
+        self.running_mean, self.running_var = np.zeros(num_features, dtype), np.ones(num_features, dtype)
 
     def _statistics(self, sets):
         xp, shape = array_namespace(sets), (1, 1, self.num_features, 1)
@@ -142,17 +133,8 @@ class BatchNorm(_Normalisation):
 class GroupNorm(_Normalisation):
     """Normalise each group of neighbouring channels of each image (Wu & He, 2018).
 
-    Shapes: x (N, C) or (N, H, W, C); weight γ and bias β (C,).
-
-    Args:
-        num_groups: number of groups; must divide C.
-        num_features: C.
-        eps, affine, dtype, errors: as in `BatchNorm`.
+    The number of groups must divide that of channels. Shapes, other arguments and errors as in `BatchNorm`.
     """
-
-    def __init__(self, num_groups: int, num_features: int, eps: float = 1e-5, affine: bool = True, *,
-                 dtype: str = "float32") -> None:
-        super().__init__(num_features, num_groups, eps, affine, dtype)
 
 
 class LayerNorm(_Normalisation):
@@ -161,19 +143,17 @@ class LayerNorm(_Normalisation):
     It is `GroupNorm` with one group. γ and β have one number per channel; shapes and arguments as in `BatchNorm`.
 
     Args:
-        each_position: normalise each position by itself, over the last axis alone. A transformer needs that, or positions
-            would see later ones; it is what PyTorch's `LayerNorm(num_features)` does, with any shape (N, …, C).
-            None: not, and refuse sequences (N, T, C), which could be meant in either way.
+        each_position: normalise over the last axis alone, as PyTorch's `LayerNorm(num_features)` does, so that no position
+            sees another. None: not, and refuse sequences (N, T, C), which could be meant in either way.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, each_position: bool | None = None,
                  dtype: str = "float32") -> None:
-        super().__init__(num_features, 1, eps, affine, dtype)
+        super().__init__(1, num_features, eps, affine, dtype=dtype)
         self.each_position = each_position
+        self.per = "position" if each_position else "image"
 
     def _sets(self, x):
-        if self.each_position:
-            return array_namespace(x).reshape(x, (-1, 1, 1, self.num_features))
         if self.each_position is None and x.ndim == 3:
             raise ValueError(f"{self} was given {tuple(x.shape)}. For sequences (N, T, C), of which each position is normalised "
                              "by itself, say each_position=True; for one-dimensional images, each_position=False")
@@ -187,4 +167,4 @@ class InstanceNorm(_Normalisation):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, dtype: str = "float32") -> None:
-        super().__init__(num_features, num_features, eps, affine, dtype)
+        super().__init__(num_features, num_features, eps, affine, dtype=dtype)
