@@ -78,6 +78,8 @@ for i, name in enumerate(list(runs)[1:], 1):
 titles = ("training loss of the batch", "learning rate", "norm of the weights |w|", "largest gap so far between\nthe loss and AdamW's")
 for axis, title in zip(axes.flat, titles, strict=True):
     axis.set(xlabel="epoch", title=title)
+axes[0, 0].set_yticks([0.2, 0.5, 1, 2], ["0.2", "0.5", "1", "2"])
+axes[0, 0].yaxis.set_minor_formatter("")
 axes[0, 1].legend(loc="upper left")
 axes[1, 1].legend(loc="center right")
 
@@ -92,5 +94,6 @@ lab.claim("with the betas or eps left as they are it is not",
           min(gaps["betas unchanged"][-1], gaps["eps unchanged"][-1]) > 1e-9)
 missing = [f"{name}: {100 * (1 - a):.2g} % ({100 * (1 - b):.2g} %)" for name, (a, b) in factors.items()]
 lab.claim("growing lr alone makes steps shorter by a constant part: little with β2 = 0.95, much with 0.999",
-          f"with weight decay 0.1, measured (predicted): {'; '.join(missing)}", all(abs((1 - a) / (1 - b) - 1) < 0.1 for a, b in factors.values()))
+          f"with weight decay 0.1, measured (predicted): {'; '.join(missing)}",
+          all(abs((1 - a) / (1 - b) - 1) < 0.1 for a, b in factors.values()))
 lab.finish("16_adamw", __doc__, figure)

@@ -105,14 +105,17 @@ print("written by the network that Muon trained without weight decay:\n" + writt
 gaps = {key: np.maximum.accumulate(np.maximum(np.abs(run[1] - runs[key[0], "with"][1]), 1e-17)) for key, run in runs.items()}
 figure, axes = lab.figure(2, 2, height=8.2, width=11)
 looks = {"with": lab.WIDE, "without": {"linewidth": 1.5}, "control": {"linewidth": 1, "linestyle": "--"}}
-for (name, form), (_, losses, norms) in runs.items():
-    look = {**looks[form], "color": f"C{list(kinds).index(name) * 3 + (form != 'with')}", "label": f"{name}, {form}"}
-    look["label"] = look["label"].replace("control", "growing lr alone").replace("with", "with decay").replace("decayout", "out decay")
-    if form != "control":
-        axes[0, 0].semilogy(losses, **look)
-    axes[0, 1].semilogy(norms, **look)
-    if form != "with":
-        axes[1, 0].semilogy(gaps[name, form], **look)
+labels = {"with": "with weight decay", "without": "without", "control": "growing lr alone"}
+colors = {"AdamW": ("C0", "C1", "C2"), "Muon": ("C3", "C5", "C4")}
+for name in kinds:
+    for form, color in zip(forms, colors[name], strict=True):
+        _, losses, norms = runs[name, form]
+        look = {**looks[form], "color": color, "label": f"{name}, {labels[form]}"}
+        if form != "control":
+            axes[0, 0].semilogy(losses, **look)
+        axes[0, 1].semilogy(norms, **look)
+        if form != "with":
+            axes[1, 0].semilogy(gaps[name, form], **look)
 axes[0, 0].set(xlabel="step", title="loss of the batch")
 axes[0, 1].set(xlabel="step", title="norm of the converted matrices")
 axes[1, 0].set(xlabel="step", title="largest gap so far between\nthe loss and that with decay")

@@ -1,6 +1,6 @@
 """PyTorch: one line takes the weight decay out of a GPT's training script, with AdamW alone or with Muon and AdamW together.
 
-The script is `torch_gpt_script.py`: pre-norm blocks, a group of weights with decay and one without, warm-up and cosine set by hand,
+The script is `gpt_torch_script.py`: pre-norm blocks, a group of weights with decay and one without, warm-up and cosine set by hand,
 clipping by norm, two micro-batches per step, validation. Embedding, positions and all matrices that write into the residual stream
 are scale-invariant together, and in the second run two optimizers share them: the line takes both in a list.
 """
@@ -11,14 +11,14 @@ import numpy as np
 
 lab.need("torch", "PyTorch", "pip install torch")
 import torch  # noqa: E402
-import torch_gpt_script  # noqa: E402
+import gpt_torch_script  # noqa: E402
 
 # %% The control has no weight decay, and the same learning rate as before.
 torch.set_num_threads(1)  # as fast as two, for so small a network
 steps = lab.size(300, 10)
 variants = {"the script": {}, "with the line": {"converted": True}, "weight decay left out": {"weight_decay": 0.0}}
 names = {"AdamW": False, "Muon and AdamW": True}
-runs = {(name, variant): torch_gpt_script.train(steps, muon=muon, **options, **lab.size({}, {"width": 16, "batch": 4}))
+runs = {(name, variant): gpt_torch_script.train(steps, muon=muon, **options, **lab.size({}, {"width": 16, "batch": 4}))
         for name, muon in names.items() for variant, options in variants.items()}
 print(runs["AdamW", "with the line"][1], "\n")  # what may be converted, measured
 
@@ -29,15 +29,15 @@ for (name, variant), (log, _) in runs.items():
     gaps[name, variant] = np.maximum.accumulate(np.maximum(np.abs(log["loss"] - usual["loss"]), 1e-17))
 figure, axes = lab.figure(1, 3, width=11.5, height=4.6)
 looks = {"the script": lab.WIDE, "with the line": {"linewidth": 1.2}, "weight decay left out": {"linewidth": 1, "linestyle": "--"}}
-for i, name in enumerate(names):
-    for j, (variant, look) in enumerate(looks.items()):
-        log, style = runs[name, variant][0], {**look, "color": f"C{3 * i + (j > 0) * (j + i) - (i and j > 1)}"}
-        label = f"{name}:\n{variant}"
-        if j < 2:
-            axes[0].plot(log["loss"], label=label, **style)
-        axes[1].semilogy(log["norm"], label=label, **style)
-        if j:
-            axes[2].semilogy(gaps[name, variant], label=label, **style)
+colors = {"AdamW": ("C0", "C1", "C2"), "Muon and AdamW": ("C3", "C5", "C4")}
+for name in names:
+    for (variant, look), color in zip(looks.items(), colors[name], strict=True):
+        log, style = runs[name, variant][0], {**look, "color": color, "label": f"{name}:\n{variant}"}
+        if variant != "weight decay left out":
+            axes[0].plot(log["loss"], **style)
+        axes[1].semilogy(log["norm"], **style)
+        if variant != "the script":
+            axes[2].semilogy(gaps[name, variant], **style)
 for axis, title in zip(axes, ("loss of the batch", "norm of the embedding", "largest gap so far between\nthe loss and the script's"),
                        strict=True):
     axis.set(xlabel="step", title=title)

@@ -11,7 +11,7 @@ import shutil
 
 import docstrings
 
-HELPERS = ("lab", "torch_script")
+HELPERS = ("lab", "torch_script", "gpt_torch_script")
 
 
 def prepare(demos, pictures, folder, executed):
