@@ -1,8 +1,8 @@
 """AdamW is Adam with a growing learning rate: figure 1 for the optimiser that most networks are trained with. Not in the paper.
 
-AdamW at a constant learning rate is stock Adam without weight decay, whose lr grows by 1 / (1 - lr · wd) per step and whose betas
-are a little smaller. That is exact for scale-invariant weights, bias corrections and eps included. Growing lr alone, with the betas
-left as they are, is off by a factor; so is an eps that is not scaled with the weights.
+AdamW at a constant learning rate is stock Adam without weight decay, whose lr grows by 1 / (1 - lr · wd) per step and whose
+betas are a little smaller. That is exact for scale-invariant weights, bias corrections and eps included. If only lr grows and
+the betas stay, steps are too short by a factor. An eps that is not scaled with the weights is wrong, too.
 """
 
 # %%
@@ -27,7 +27,8 @@ exact = list(islice(equivalence.adam_exponential(usual.lr, usual.weight_decay, u
 schedules = {
     "AdamW, constant lr": [usual] * steps,
     "Adam, growing lr": exact,
-    "betas unchanged": [replace(usual, lr=usual.lr / a**q, eps=usual.eps * a ** (q - 1), weight_decay=0.0) for q in range(1, steps + 1)],
+    "betas unchanged": [replace(usual, lr=usual.lr / a**q, eps=usual.eps * a ** (q - 1), weight_decay=0.0)
+                        for q in range(1, steps + 1)],
     "eps unchanged": [replace(step, eps=usual.eps) for step in exact]}
 runs = {}
 for name, schedule in schedules.items():
@@ -45,14 +46,15 @@ if lab.flags.quick:
     del settings["lr 1e-3, β2 0.999"]  # whose averages are long
 
 
-def measured_factor(step, count=lab.size(16_000, 1000), size=200):
-    """Length of Adam's update at lr / P' by that of AdamW's, if betas stay: root mean squares over the later half of the steps."""
+def measured_factor(step, count, size=200):
+    """Length of Adam's update at lr / P' by that of AdamW's, if betas stay: root mean squares over the later half."""
     rng, a, zeros, squares = np.random.default_rng(0), 1 - step.lr * step.weight_decay, np.zeros(size), np.zeros(2)
     bare, state, state_adam = replace(step, weight_decay=0.0), (zeros, zeros), (zeros, zeros)
     for q in range(1, count + 1):
         g, scale = rng.standard_normal(size), a ** (q - 1)
         u, *state = update(bare, q, zeros, *state, g)
-        u_adam, *state_adam = update(replace(bare, lr=step.lr / a / scale, eps=step.eps * scale), q, zeros, *state_adam, scale * g)
+        grown = replace(bare, lr=step.lr / a / scale, eps=step.eps * scale)
+        u_adam, *state_adam = update(grown, q, zeros, *state_adam, scale * g)
         squares += (2 * q > count) * np.array([(a * scale * u_adam) @ (a * scale * u_adam), u @ u])
     return np.sqrt(squares[0] / squares[1])
 
@@ -62,7 +64,7 @@ def predicted_factor(step):
     return np.sqrt((1 - b1**2) / (1 - (b1 / a) ** 2) * (1 - b2 / a**2) / (1 - b2))
 
 
-factors = {name: (measured_factor(step), predicted_factor(step)) for name, step in settings.items()}
+factors = {name: (measured_factor(step, lab.size(16_000, 1000)), predicted_factor(step)) for name, step in settings.items()}
 
 # %%
 figure, axes = lab.figure(2, 2, height=7.6, width=11)
@@ -75,7 +77,8 @@ first, *others = runs.values()
 gaps = {name: np.maximum.accumulate(np.maximum(np.abs(history["loss"] - first["loss"]), 1e-17)) for name, history in runs.items()}
 for i, name in enumerate(list(runs)[1:], 1):
     axes[1, 1].semilogy(epoch, gaps[name], color=f"C{i}", label=name, linestyle="-" if i == 1 else "--")
-titles = ("training loss of the batch", "learning rate", "norm of the weights |w|", "largest gap so far between\nthe loss and AdamW's")
+titles = ("training loss of the batch", "learning rate", "norm of the weights |w|",
+          "largest gap so far between\nthe loss and AdamW's")
 for axis, title in zip(axes.flat, titles, strict=True):
     axis.set(xlabel="epoch", title=title)
 axes[0, 0].set_yticks([0.2, 0.5, 1, 2], ["0.2", "0.5", "1", "2"])

@@ -36,10 +36,10 @@ def update_size(step, shape, gradient_square):
 
 
 class Measured:
-    """Norm and angle at each step of some matrices, and the size U of their updates, as `monitor.predicted_norm_of` asks for it."""
+    """Norm and angle at each step of some matrices, and the size U of their updates, for `monitor.predicted_norm_of`."""
 
     def __init__(self, step, parameters):
-        self.step, self.parameters, self.norms, self.angles, self.squares = step, parameters, [], [], []
+        self.step, self.parameters, self.norms, self.angles, self.squares, self.outward = step, parameters, [], [], [], []
 
     def update(self, optimizers):
         """Take a step, and measure it."""
@@ -53,13 +53,19 @@ class Measured:
         if isinstance(self.step, Step):  # U² = G / (1 - γ²)
             self.squares.append([size**2 / (1 - self.step.momentum**2) for size in sizes])
         else:
-            self.squares.append([np.sum(((p.data - (1 - self.step.shrink) * old) / self.step.lr) ** 2)
-                                 for old, p in zip(before, self.parameters, strict=True)])
+            moves = [p.data - (1 - self.step.shrink) * old for old, p in zip(before, self.parameters, strict=True)]
+            self.squares.append([np.sum((move / self.step.lr) ** 2) for move in moves])
+            self.outward.append([np.sum(move * old) / (self.step.shrink * np.sum(old**2))
+                                 for old, move in zip(before, moves, strict=True)])
 
     def predicted_norms(self):
         """One per matrix, from the updates of the later half of the steps."""
         sizes = np.sqrt(np.mean(self.squares[len(self.squares) // 2 :], axis=0))
         return np.array([monitor.predicted_norm_of(self.step, size) for size in sizes])
+
+    def outward_part(self):
+        """How much of the decay is undone by the part of the updates that goes along w, one per matrix."""
+        return np.mean(self.outward[len(self.outward) // 2 :], axis=0)
 
     def late(self):
         """(angles, norms), one per matrix: means over the later half."""
@@ -79,7 +85,7 @@ def walk(kind, step, steps, shape=(40, 50)):
     return measured
 
 
-walks = {name: walk(kind, step, lab.size(12_000, 250)) for name, (kind, step) in optimisers(lab.size(4e-4, 8e-3)).items()}
+walks = {name: walk(kind, step, lab.size(10_000, 250)) for name, (kind, step) in optimisers(lab.size(4e-4, 8e-3)).items()}
 
 
 # %% The network. Scaling weights before a normalisation does not change it, so it is started near its equilibrium.
@@ -116,18 +122,22 @@ for i, name in enumerate(walks):
     predicted = monitor.predicted_angle_of(w.step), monitor.predicted_angle_of(net.step)
     axes[0].plot(np.array(w.norms)[:, 0] / w.predicted_norms(), color=f"C{i}", linewidth=1.5)
     (angle, norm), (angles, norms) = w.late(), net.late()
-    rows[name] = np.array([*angle / predicted[0], *norm / w.predicted_norms(), *angles / predicted[1], *norms / net.predicted_norms()])
+    rows[name] = np.array([*angle / predicted[0], *norm / w.predicted_norms(),
+                           *angles / predicted[1], *norms / net.predicted_norms()])
     for axis, of_walk, of_net in ((axes[1], (predicted[0], angle[0]), (predicted[1], angles)),
                                   (axes[2], (w.predicted_norms()[0], norm[0]), (net.predicted_norms(), norms))):
         axis.loglog(*of_walk, "o", color=f"C{i}", markersize=10, label=name)
         axis.loglog(np.broadcast_to(of_net[0], 2), of_net[1], "s", color=f"C{i}", markersize=9, fillstyle="none")
 axes[0].axhline(1, color="k", linestyle=":", linewidth=1)
 axes[0].set(xlabel="step", title="the walk: norm by\nits predicted equilibrium")
-for axis, title, unit in ((axes[1], "angle per step [rad]", ""), (axes[2], "norm |w|", "")):
+for axis, title, ticks in ((axes[1], "angle per step [rad]", (0.003, 0.01, 0.03)), (axes[2], "norm |w|", (2, 5, 10, 20, 40))):
     low, high = np.array([axis.get_xlim(), axis.get_ylim()]).T
     ends = [max(low), min(high)]
     axis.plot(ends, ends, "k:", linewidth=1)
-    axis.set(xlabel="predicted", ylabel="measured", title=f"{title}\n(circles: the walk, squares: two layers)")
+    axis.set(xlabel="predicted", ylabel="measured", title=f"{title}\n(squares: two layers of a network)")
+    for place in (axis.xaxis, axis.yaxis):
+        place.set_ticks(ticks := [tick for tick in ticks if max(low) < tick < min(high)], map(str, ticks))
+        place.set_minor_formatter("")
 axes[1].legend(fontsize=10)
 
 # %%
@@ -142,5 +152,13 @@ def furthest(part):
 
 
 lab.claim("where gradients are noise, all six optimisers turn by √(2δ/D) per step, at the norm predicted",
-          f"angle {furthest(table[:, 0])}, norm {furthest(table[:, 1])}", np.abs(table[:, :2] - 1).max() < lab.size(0.03, 0.15))
+          f"angle {furthest(table[:, 0])}, norm {furthest(table[:, 1])}", np.abs(table[:, :2] - 1).max() < lab.size(0.03, 0.2))
+part, angles = networks["signSGD"].outward_part(), table[list(rows).index("signSGD"), 2:4]
+others = np.delete(table, list(rows).index("signSGD"), axis=0)
+lab.claim("on a network that learns, nearly so: its gradients are not noise",
+          f"angles in two layers {furthest(others[:, 2:4])} for five optimisers; signSGD {angles[0]:.2f} and {angles[1]:.2f} of "
+          f"it, since signs, unlike gradients, are not orthogonal to w: they undo {part[0]:.0%} and {part[1]:.0%} of the decay, "
+          f"which leaves {np.sqrt(1 - part[0]):.2f} and {np.sqrt(1 - part[1]):.2f}",
+          np.abs(others[:, 2:4] - 1).max() < lab.size(0.2, 0.8)
+          and np.abs(np.sqrt(1 - part) - angles).max() < lab.size(0.03, 0.2))
 lab.finish("17_equilibria", __doc__, figure)

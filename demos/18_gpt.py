@@ -1,4 +1,4 @@
-"""A small GPT with backward passes written by hand, trained by AdamW and by Muon, with and without weight decay. Not in the paper.
+"""A small GPT by hand, backward passes included, trained by AdamW and by Muon, with and without weight decay. Not in the paper.
 
 It reads the Zen of Python, which every Python has, letter by letter. With norms on q and k and at the end of each branch, each
 matrix inside its blocks is scale-invariant alone. There `undecayed` removes the weight decay; embedding, gains and head stay as
@@ -38,8 +38,8 @@ def windows(rng):
 
 # %% Which weights: the matrices in the blocks.
 def network():
-    return models.gpt(len(letters), length=length, width=lab.size(48, 8), depth=2, heads=lab.size(4, 2), qk_norm=True, mlp="relu2",
-                      norm_after=True, eps=0.0, rng=np.random.default_rng(0), dtype="float64")
+    return models.gpt(len(letters), length=length, width=lab.size(48, 8), depth=2, heads=lab.size(4, 2), qk_norm=True,
+                      mlp="relu2", norm_after=True, eps=0.0, rng=np.random.default_rng(0), dtype="float64")
 
 
 found = invariance.symmetries(network())
@@ -130,8 +130,8 @@ axes[1, 0].legend()
 for name in kinds:
     growth = runs[name, "without"][2][-1] / runs[name, "with"][2][-1]
     lab.claim(f"{name}: weight decay removed from the matrices of a GPT, the same training",
-              f"losses of {steps} steps within {gaps[name, 'without'][-1]:.0e}, matrices {growth:.3g} x as large; the control, growing "
-              f"lr alone: {gaps[name, 'control'][-1]:.1g}", gaps[name, "without"][-1] < 1e-8 < gaps[name, "control"][-1])
+              f"losses of {steps} steps within {gaps[name, 'without'][-1]:.0e}, matrices {growth:.3g} x as large; the control, "
+              f"growing lr alone: {gaps[name, 'control'][-1]:.1g}", gaps[name, "without"][-1] < 1e-8 < gaps[name, "control"][-1])
 lab.claim("and the networks write the same", f"{len(written['with'])} letters, beginning “{written['with'][:29]}”",
           written["with"] == written["without"])
 lab.finish("18_gpt", __doc__, figure)
