@@ -18,7 +18,7 @@ from minibn.optim.adamw import update
 from minibn.training import fit
 
 # %% As in figure 1, only the scale-invariant weights are trained. The same network and batches, four times.
-one = experiment.Experiment(affine=False, fixed=True, dtype="float64", width=lab.size(8, 4), epochs=lab.size(30, 2))
+one = experiment.Experiment(affine=False, fixed=True, dtype="float64", width=lab.size(8, 4), epochs=lab.size(30, 1))
 split = data.digits("float64")
 steps = one.epochs * one.steps_per_epoch
 usual = AdamStep(1e-2, weight_decay=lab.size(0.5, 4.0))  # betas 0.9 and 0.999, eps 1e-8

@@ -56,7 +56,7 @@ def reference():
 
 
 def train(steps, *, converted=False, weight_decay=1.0, muon=False, width=32, length=32, batch=8):
-    """Returns {"loss", "norm": one number per step, "validation": some}, and what `report` has found.
+    """Returns {"loss", "norm": one number per step, "validation": some}, and what `report` has found, if `converted`.
 
     The norm is that of the embedding as it is held.
     """
@@ -77,8 +77,9 @@ def train(steps, *, converted=False, weight_decay=1.0, muon=False, width=32, len
     optimizers = [torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95))]
     if muon:
         optimizers.append(torch.optim.Muon(matrices, lr=1e-2, weight_decay=weight_decay))
-    found = report(model, lambda model: loss_of(model, train_tokens, np.random.default_rng(0)))
+    found = None
     if converted:
+        found = report(model, lambda model: loss_of(model, train_tokens, np.random.default_rng(0)))
         remove_weight_decay(optimizers, found)  # the one line
     rng, log = np.random.default_rng(1), {"loss": [], "norm": [], "validation": []}
     for step in range(steps):
