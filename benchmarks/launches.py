@@ -19,7 +19,6 @@ from minibn.optim import SGD  # noqa: E402
 from minibn.training import recorder  # noqa: E402
 from minibn.training.evaluation import accuracy  # noqa: E402
 
-
 MEASURED = "what `fit` records"
 FULL = {"depth": 32, "batch": 128}
 

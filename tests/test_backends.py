@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from common import NETWORKS, NORMS
 from conftest import others
+from cupy_double import in_place_of_cupy
 from packaging.requirements import Requirement
 
 from minibn import backend, data, experiment, kernels, models, monitor, nn, schedules
