@@ -2,19 +2,23 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minibn import backend, data, equivalence, jsonable, models, nn, schedules
+from minibn import backend, data, equivalence, jsonable, models, nn, optimizer_numbers, schedules
 from minibn.data import Split
+from minibn.equivalence import METHODS
+from minibn.fields import checked, flag
 from minibn.invariance import symmetries
-from minibn.optim import SGD, Schedule, Step
-from minibn.training import History, evaluate, fit, interruption, predict, split, update_bn
+from minibn.optim import AdamStep, LionStep, MuonStep, Optimizer, Step, StepNumbers
+from minibn.optimizer_numbers import NUMBERS
+from minibn.training import History, evaluate, fit, interruption, predict, update_bn
+from minibn.training.convert import assign
 
 NORMS: dict[str, models.Norm]
 NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm, "group": partial(nn.GroupNorm, 4)}
@@ -28,28 +32,31 @@ SCHEDULES = {"constant": ("constant", None), "step": ("step", None), "cosine": (
              "exponential": ("constant", equivalence.texp_plus_plus), "texp": ("step", equivalence.texp),
              "texp++": ("step", equivalence.texp_plus_plus), "texp--": ("step", equivalence.texp_minus_minus),
              "instant-drop": ("step", equivalence.instant_drops)}
-
-
+DEFAULTS: dict[str, StepNumbers]  # that suit the digits
+DEFAULTS = {"sgd": Step(0.1, 0.9, 5e-3), "adamw": AdamStep(3e-3, weight_decay=0.5), "lion": LionStep(1e-3, weight_decay=1.0),
+            "muon": MuonStep(0.02, weight_decay=0.2)}
+FIELDS = {name: "adam_eps" if name == "eps" else name for name in NUMBERS}  # number of a step: field. eps is the norms'
 DROPS = tuple(name for name, (usual, _) in SCHEDULES.items() if usual == "step")  # those that have milestones
 
 
-def _flag(default, text, choices=None, *, low=None, below=math.inf, when=None):
-    """A field of `Experiment` and, on the command line, a flag.
-
-    Its help, the values or the range it may have, and {other field: values of it with which this one acts}.
-    """
-    return field(default=default, metadata={"help": text, "choices": choices and tuple(choices), "low": low, "below": below,
-                                            "when": when or {}})
+def _number(name):
+    """The field of a number of the optimiser's steps. None stands for the optimiser's default."""
+    return flag(None, optimizer_numbers.described(name, DEFAULTS), kind=float, low=0, below=NUMBERS[name].below,
+                 when=optimizer_numbers.when(name))
 
 
 @dataclass(frozen=True)
 class Experiment:
     """What to train and how. The defaults train a small PreResNet on digits within a minute.
 
-    The weights of convolutions and hidden linear layers are scale-invariant together. They follow
-    `schedule` as it is, or a form of it without weight decay: `convert`, or one of the paper's forms
-    by name. All other parameters (the norms' γ and β, the head) follow the usual schedule with weight
-    decay, or keep their initial values (`fixed`, as in the paper).
+    The weights of convolutions and hidden linear layers are scale-invariant together. They are trained
+    by `optimizer` with `schedule` as it is, or in a form without weight decay: `convert`, or for SGD one
+    of the paper's forms by name. All other parameters (the norms' γ and β, the head) follow the usual
+    schedule with weight decay, or keep their initial values (`fixed`, as in the paper). Muon trains
+    matrices only; the others are then trained by AdamW at `rest_lr`.
+
+    lr, momentum, beta1, beta2, adam_eps and weight_decay are the numbers of the optimiser's steps. One
+    that is not given gets the optimiser's default; one that the optimiser does not have stays None.
 
     Figure 2 of the paper compares schedule="step" with `Experiment(data="cifar10", path=…, depth=32,
     affine=False, fixed=True, schedule="texp", epochs=160, milestones=(80, 120), batch=128,
@@ -58,40 +65,58 @@ class Experiment:
     Numbers of NumPy become Python's, and a path a string.
 
     Raises:
-        TypeError, ValueError: a field is of another type, or out of range. The message names it.
+        TypeError, ValueError: a field is of another type, out of range, or without effect. The message
+            names it.
     """
 
-    data: str = _flag("digits", "images to learn", DATA)
-    path: str | None = _flag(None, "folder of Fashion-MNIST, or archive or folder of CIFAR-10")
-    checksum: bool = _flag(True, "insist on the original files of CIFAR-10 or Fashion-MNIST",
+    data: str = flag("digits", "images to learn", DATA)
+    path: str | None = flag(None, "folder of Fashion-MNIST, or archive or folder of CIFAR-10")
+    checksum: bool = flag(True, "insist on the original files of CIFAR-10 or Fashion-MNIST",
                            when={"data": ("cifar10", "fashion-mnist")})
-    augment: bool = _flag(True, "crop and flip the images of CIFAR-10 at random", when={"data": ("cifar10",)})
-    model: str = _flag("preresnet", "network", MODELS)
-    depth: int = _flag(8, "layers of a resnet or preresnet, 6n + 2", low=8, when={"model": ("resnet", "preresnet")})
-    width: int = _flag(16, "channels of the first stage of a resnet or preresnet", low=1, when={"model": ("resnet", "preresnet")})
-    norm: str = _flag("batch", "normalisation", NORMS)
-    eps: float = _flag(0.0, "added to the variance; 0 makes the network exactly scale-invariant", low=0)
-    affine: bool = _flag(True, "give the normalisations gamma and beta")
-    fixed: bool = _flag(False, "train the scale-invariant weights only, as the paper does")
-    schedule: str = _flag("step", "of the scale-invariant weights; those after cosine have no weight decay", SCHEDULES)
-    convert: bool = _flag(False, "remove the weight decay from constant, step or cosine, exactly")
-    milestones: tuple[float, ...] | None = _flag(None, "epochs at which lr drops; default: 1/2 and 3/4 of training",
+    augment: bool = flag(True, "crop and flip the images of CIFAR-10 at random", when={"data": ("cifar10",)})
+    model: str = flag("preresnet", "network", MODELS)
+    depth: int = flag(8, "layers of a resnet or preresnet, 6n + 2", low=8, when={"model": ("resnet", "preresnet")})
+    width: int = flag(16, "channels of the first stage of a resnet or preresnet", low=1, when={"model": ("resnet", "preresnet")})
+    norm: str = flag("batch", "normalisation", NORMS)
+    eps: float = flag(0.0, "added to the variance; 0 makes the network exactly scale-invariant", low=0)
+    affine: bool = flag(True, "give the normalisations gamma and beta")
+    fixed: bool = flag(False, "train the scale-invariant weights only, as the paper does")
+    schedule: str = flag("step", "of the scale-invariant weights; those after cosine have no weight decay", SCHEDULES)
+    convert: bool = flag(False, "remove the weight decay from constant, step or cosine, exactly")
+    milestones: tuple[float, ...] | None = flag(None, "epochs at which lr drops; default: 1/2 and 3/4 of training",
                                                  when={"schedule": DROPS})
-    factor: float = _flag(0.1, "by which lr drops", low=0, when={"schedule": DROPS})
-    warmup: float = _flag(0.0, "epochs of linear warm-up", low=0)
-    nesterov: bool = _flag(False, "Nesterov momentum instead of heavy-ball")
-    epochs: int = _flag(24, "passes through the training images", low=1)
-    batch: int = _flag(64, "images per step", low=2)
-    lr: float = _flag(0.1, "highest learning rate, with weight decay", low=0)
-    momentum: float = _flag(0.9, "from 0 to below 1", low=0, below=1)
-    weight_decay: float = _flag(5e-3, "L2, as PyTorch's SGD has it", low=0)
-    seed: int = _flag(0, "of the weights, the shuffling and the augmentation", low=0)
-    dtype: str = _flag("float32", "of all numbers", ["float32", "float64"])
-    backend: str = _flag("numpy", "array library; cupy and torch run on a GPU, torch without one on the CPU", backend.LIBRARIES)
+    factor: float = flag(0.1, "by which lr drops", low=0, when={"schedule": DROPS})
+    warmup: float = flag(0.0, "epochs of linear warm-up", low=0)
+    optimizer: str = flag("sgd", "of the scale-invariant weights, and of the others too if it can train these", METHODS)
+    nesterov: bool = flag(False, "Nesterov momentum instead of heavy-ball", when={"optimizer": ("sgd",)})
+    epochs: int = flag(24, "passes through the training images", low=1)
+    batch: int = flag(64, "images per step", low=2)
+    lr: float = _number("lr")
+    momentum: float | None = _number("momentum")
+    beta1: float | None = _number("beta1")
+    beta2: float | None = _number("beta2")
+    adam_eps: float | None = _number("eps")
+    weight_decay: float = _number("weight_decay")
+    rest_lr: float | None = flag(None, f"highest learning rate of the others, which AdamW trains; default: "
+                                  f"{DEFAULTS['adamw'].lr:g}", kind=float, low=0, when={"optimizer": ("muon",)})
+    seed: int = flag(0, "of the weights, the shuffling and the augmentation", low=0)
+    dtype: str = flag("float32", "of all numbers", ["float32", "float64"])
+    backend: str = flag("numpy", "array library; cupy and torch run on a GPU, torch without one on the CPU", backend.LIBRARIES)
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            object.__setattr__(self, f.name, _checked(f, jsonable.plain(getattr(self, f.name), f.name)))
+            object.__setattr__(self, f.name, checked(f, jsonable.plain(getattr(self, f.name), f.name)))
+        step = self._step()
+        for name in METHODS[self.optimizer].numbers:
+            object.__setattr__(self, FIELDS[name], getattr(step, name))
+        if METHODS[self.optimizer].others and self.rest_lr is None:
+            object.__setattr__(self, "rest_lr", DEFAULTS["adamw"].lr)
+        elif self.rest_lr is not None and not METHODS[self.optimizer].others:
+            raise ValueError(f"rest_lr={self.rest_lr} has no effect with optimizer={self.optimizer!r}; it is for muon")
+        if self.optimizer != "sgd" and (self.nesterov or SCHEDULES[self.schedule][1]):
+            what = "nesterov" if self.nesterov else f"schedule={self.schedule!r}"
+            raise ValueError(f"{what} is for optimizer='sgd', not for {self.optimizer!r}; give schedule 'constant', 'step' or "
+                             "'cosine', with convert for the form without weight decay")
         if (self.data == "digits") != (self.path is None):
             raise ValueError(f"data={self.data!r} {'needs' if self.path is None else 'takes no'} path")
         if SCHEDULES[self.schedule][1] and (self.convert or self.warmup or self.nesterov):
@@ -127,11 +152,27 @@ class Experiment:
             return models.mlp(in_features=math.prod(self.split.x_train.shape[1:]), **options)
         return MODELS[self.model](in_channels=channels, **options)
 
-    def usual(self) -> Iterator[Step]:
-        """The schedule with weight decay, a stream of `Step`."""
-        stream = schedules.by_name(SCHEDULES[self.schedule][0], self.lr, steps=self.steps, milestones=self._drops(),
-                                   factor=self.factor, momentum=self.momentum, weight_decay=self.weight_decay)
-        stream = schedules.warmup(round(self.warmup * self.steps_per_epoch), stream)
+    def _step(self):
+        """The step object of the optimiser, at the highest learning rate."""
+        given = {name: getattr(self, field) for name, field in FIELDS.items()}
+        return optimizer_numbers.chosen(DEFAULTS, self.optimizer, given, FIELDS)
+
+    def usual(self) -> Iterator[Any]:
+        """The schedule with weight decay, a stream of the optimiser's step objects."""
+        return self._scheduled(self._step())
+
+    def rest(self) -> Iterator[Any]:
+        """The schedule of the parameters that are not scale-invariant: the usual one, or that of AdamW beside Muon."""
+        if METHODS[self.optimizer].others is None:
+            return self.usual()
+        assert self.rest_lr is not None
+        return self._scheduled(AdamStep(self.rest_lr, weight_decay=self.weight_decay))
+
+    def _scheduled(self, step):
+        """`step` with the learning rates of the schedule."""
+        stream = schedules.by_name(SCHEDULES[self.schedule][0], step.lr, steps=self.steps, milestones=self._drops(),
+                                   factor=self.factor)
+        stream = schedules.like(step, schedules.warmup(round(self.warmup * self.steps_per_epoch), stream))
         return schedules.nesterov(stream) if self.nesterov else stream
 
     def phases(self) -> list[tuple[float, float]]:
@@ -140,25 +181,39 @@ class Experiment:
         lengths = [b - a for a, b in itertools.pairwise([0, *drops])]
         return [(length, self.lr * self.factor**i) for i, length in enumerate([*lengths, math.inf])]
 
-    def invariant(self) -> Iterator[Step]:
-        """The schedule of the scale-invariant weights: the usual one, or without weight decay."""
+    def invariant(self) -> Iterator[Any]:
+        """The schedule of the scale-invariant weights: the usual one, or without weight decay.
+
+        Raises:
+            ValueError: Muon with `convert`: its conversion is an optimiser, not a schedule. See `optimizers`.
+        """
         form = SCHEDULES[self.schedule][1]
         if form:
             return form(self.phases(), momentum=self.momentum, weight_decay=self.weight_decay)
-        return equivalence.remove_weight_decay(self.usual()) if self.convert else self.usual()
+        return METHODS[self.optimizer].remove(self.usual()) if self.convert else self.usual()
 
-    def optimizers(self, model: nn.Module, schedule: Schedule | None = None) -> dict[str, SGD]:
+    def optimizers(self, model: nn.Module, schedule: Iterable[Any] | None = None, *,
+                   band: float | None = 2.0**32) -> dict[str, Optimizer]:
         """The optimisers for `training.fit`; `schedule` replaces `invariant()`.
 
+        Args:
+            model: the network.
+            schedule: stream of step objects for the scale-invariant weights, instead of the experiment's.
+            band: as in `equivalence.undecayed`, with `convert`.
+
         Returns:
-            {"invariant": SGD of the scale-invariant convolutions and hidden linear layers,
-            "rest": SGD of all other parameters}, without "rest" if the experiment is `fixed`.
+            {"invariant": `Optimizer` of the scale-invariant convolutions and hidden linear layers,
+            "rest": that of all other parameters}, without "rest" if the experiment is `fixed`.
 
         Raises:
             ValueError: the network has no such weights.
         """
-        rest = None if self.fixed else self.usual()
-        return split(model, schedule or self.invariant(), rest, symmetries(model).weights).optimizers
+        rest = None if self.fixed else partial(equivalence.optimizer_for, schedule=self.rest())
+        if schedule is None and self.convert:
+            invariant = partial(METHODS[self.optimizer].converted, schedule=self.usual(), band=band)
+        else:
+            invariant = partial(equivalence.optimizer_for, schedule=schedule or self.invariant())
+        return assign(model, invariant, rest, symmetries(model).weights).optimizers
 
     def _drops(self):
         """The milestones in steps, at least one step apart."""
@@ -180,8 +235,9 @@ class Run:
     test_accuracy: float
 
 
-def run(experiment: Experiment, schedule: Schedule | None = None, *, checkpoint: str | Path | None = None, every: int = 500,
-        threads: int | None = None, progress: bool = True, description: str = "train") -> Run:
+def run(experiment: Experiment, schedule: Iterable[Any] | None = None, *, band: float | None = 2.0**32,
+        checkpoint: str | Path | None = None, every: int = 500, threads: int | None = None, progress: bool = True,
+        description: str = "train") -> Run:
     """Train, and evaluate after each epoch and at the end -> `Run`.
 
     The test loss and accuracy of each epoch are in the History. Before the last evaluation BatchNorm's
@@ -189,7 +245,7 @@ def run(experiment: Experiment, schedule: Schedule | None = None, *, checkpoint:
 
     Args:
         experiment: `Experiment`.
-        schedule: stream of `Step` for the scale-invariant weights, instead of the experiment's.
+        schedule, band: as in `Experiment.optimizers`.
         checkpoint: file to resume from, and to write every `every` steps. It must be of the same
             experiment; only the backend may differ.
         threads, progress, description: as in `training.fit`.
@@ -207,8 +263,9 @@ def run(experiment: Experiment, schedule: Schedule | None = None, *, checkpoint:
     settings = asdict(experiment)
     del settings["backend"]
     with interruption.deferred() as signals:
-        history = fit(model, experiment.optimizers(model, schedule), split.x_train, split.y_train, epochs=experiment.epochs,
-                      batch_size=experiment.batch, rng=np.random.default_rng(experiment.seed + 1), path=checkpoint, every=every,
+        history = fit(model, experiment.optimizers(model, schedule, band=band), split.x_train, split.y_train,
+                      epochs=experiment.epochs, batch_size=experiment.batch, rng=np.random.default_rng(experiment.seed + 1),
+                      path=checkpoint, every=every,
                       augment=data.crop_flip if experiment.data == "cifar10" and experiment.augment else None,
                       validation=(split.x_test, split.y_test), settings=settings, threads=threads, progress=progress,
                       description=description)
@@ -220,33 +277,6 @@ def run(experiment: Experiment, schedule: Schedule | None = None, *, checkpoint:
             signals.stop_if_received(len(history), checkpoint, history)
             parts.append(part())
     return Run(model, history, *parts[1:])
-
-
-def _checked(f, value):
-    """The value of a field as its own type; ValueError if it is not one of its choices or out of its range."""
-    choices, low, below = f.metadata["choices"], f.metadata["low"], f.metadata["below"]
-    if f.name == "milestones":
-        if value is not None and not (isinstance(value, list) and all(_is_number(item) for item in value)):
-            raise ValueError(f"milestones must be a list of epochs, got {value!r}")
-        return value if value is None else tuple(map(float, value))
-    if isinstance(f.default, bool):
-        if not isinstance(value, bool):
-            raise ValueError(f"{f.name} must be True or False, got {value!r}")
-    elif isinstance(f.default, (int, float)):
-        whole = isinstance(f.default, int)
-        if not _is_number(value) or (whole and not isinstance(value, int)) or not low <= value < below:
-            limits = f"of at least {low}" + ("" if below == math.inf else f" and below {below}")
-            raise ValueError(f"{f.name} must be a {'whole ' if whole else ''}number {limits}, got {value!r}")
-        return value if whole else float(value)
-    elif value is not None and not isinstance(value, str):
-        raise ValueError(f"{f.name} must be a string, got {value!r}")
-    if choices and value not in choices:
-        raise ValueError(f"{f.name} must be one of {list(choices)}, got {value!r}")
-    return value
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @lru_cache(maxsize=1)

@@ -43,6 +43,13 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with defaults, where there are any."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` for flags that are added by `flag`.
 
@@ -54,7 +61,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, name: str, text: str | None, epilog: str | None = None, words: Mapping[str, str] | None = None) -> None:
-        super().__init__(prog=name, description=text, epilog=epilog, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(prog=name, description=text, epilog=epilog, formatter_class=_Help)
         self.flags: list[_Once] = []
         self.words = dict(words or {})
         self.add_argument("--version", action="version", version=f"minibn {__version__}", help="show the version and stop")

@@ -180,6 +180,47 @@ def predicted_norm_of(step: StepNumbers, update_size: float) -> float:
     return (step.lr * update_size * math.sqrt(update_correlation(step) / (2 * shrink))) ** (1 / (step.degree + 1))
 
 
+def update_size(step: StepNumbers, weights: int) -> float:
+    """U = |u| |w|^k in equilibrium where the method itself fixes it, whatever the loss is; else NaN.
+
+        AdamW    √(n (1-β1)/(1+β1)): each of the n entries is a mean of gradients, over their root mean square
+        Lion     √n: signs
+
+    Example:
+        >>> update_size(AdamStep(0.1, beta1=0.0), 100), update_size(LionStep(0.1), 100), update_size(MuonStep(0.1), 100)
+        (10.0, 10.0, nan)
+    """
+    if isinstance(step, AdamStep):
+        return math.sqrt(weights * (1 - step.beta1) / (1 + step.beta1))
+    return math.sqrt(weights) if isinstance(step, LionStep) else math.nan
+
+
+def predicted_norm_here(step: StepNumbers, weights: int, norm: Array, angle: Array) -> Array | float:
+    """|w| in equilibrium for `History`: from `update_size` where that is known, else from the update just measured.
+
+    An update that turned weights of the norm |w| by the angle φ had η |u| / |w| = φ. Inserted into the formulas at the top of
+    this file that gives |w| (φ / predicted angle)^(1/(k+1)): the norm at which updates of this size would be in balance.
+
+    Args:
+        step: the step object of the update.
+        weights: n, how many numbers the weights are.
+        norm, angle: |w| and the angle of the update, as from `measure`.
+
+    Returns:
+        number or 0-d array; NaN where `predicted_angle_of` is.
+
+    Example:
+        >>> step = Step(0.1, 0.0, 0.05)  # √(2ηλ) = 0.1 per step
+        >>> round(predicted_norm_here(step, 10, 3.0, 0.1), 9), round(predicted_norm_here(step, 10, 3.0, 0.4), 9)
+        (3.0, 6.0)
+    """
+    size = update_size(step, weights)
+    if not math.isnan(size):
+        return predicted_norm_of(step, size)
+    predicted = predicted_angle_of(step)
+    return norm * (angle / predicted) ** (1 / (step.degree + 1)) if predicted > 0 else math.nan
+
+
 def predicted_norm(lr: float, momentum: float, weight_decay: float, gradient_square: float) -> float:
     """`|w| = (ηG / (2λ(1-γ)))^(1/4)` in equilibrium; G = `gradient_square` = mean of |∇L|² |w|², the same at every |w|.
 

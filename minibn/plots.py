@@ -8,7 +8,8 @@ import numpy as np
 from minibn.history import History
 
 
-def compare(runs: Mapping[str, History], group: str, path: str | Path, title: str | None = None) -> None:
+def compare(runs: Mapping[str, History], group: str, path: str | Path, title: str | None = None, *,
+            degree: int = 1) -> None:
     """Draw the loss, learning rate, weight norm and effective learning rate of several runs.
 
     Args:
@@ -17,6 +18,7 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
         group: name of the weights whose "lr/…", "norm/…" and "effective_lr/…" are drawn.
         path: image file to write, such as "figure.png".
         title: text above the figure. Like the labels, it is taken as it is, without mathematics.
+        degree: that of the optimiser's step objects, for the label of the effective learning rate.
 
     Raises:
         ValueError: there are no runs, or a History has no such group.
@@ -35,7 +37,7 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
     FigureCanvasAgg(figure)
     panels = [("loss", "training loss (mean over 15 steps)", "log"), (f"lr/{group}", "learning rate", "log"),
               (f"norm/{group}", "norm of the weights |w|", "log"),
-              (f"effective_lr/{group}", "effective learning rate lr / |w|²", "log")]
+              (f"effective_lr/{group}", f"effective learning rate lr / |w|{'²' if degree else ''}", "log")]
     for axes, (column, label, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for i, history in enumerate(runs.values()):
             y = smooth(history[column], 15) if column == "loss" else history[column]

@@ -1,8 +1,8 @@
-"""Schedules: streams of `Step`, without an end.
+"""Schedules: streams of `Step`, without an end; `like` makes those of AdamW, Lion and Muon of them.
 
 One function per schedule. Each docstring starts with its formula, with steps counted from t = 0. No
 schedule needs to know how long training is. Arguments are checked at the call, not at the first step.
-Momentum γ and weight decay λ stay constant. A schedule can be read once, so make one for each SGD.
+Momentum γ and weight decay λ stay constant. A schedule can be read once, so make one for each optimiser.
 """
 
 import math
@@ -10,12 +10,15 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count, repeat
+from typing import Any, TypeVar
 
-from minibn.export import COLUMNS, lr_function, read_csv, write_csv
-from minibn.optim import Schedule, Step
+from minibn.export import COLUMNS, lr_function, number_functions, read_csv, write_csv
+from minibn.optim import Schedule, Step, StepNumbers
 
-__all__ = ["COLUMNS", "NAMES", "by_name", "constant", "cosine", "decoupled", "exponential", "lr_function", "nesterov",
-           "read_csv", "step_decay", "warmup", "write_csv"]
+__all__ = ["COLUMNS", "NAMES", "by_name", "constant", "cosine", "decoupled", "exponential", "like", "lr_function", "nesterov",
+           "number_functions", "read_csv", "step_decay", "warmup", "write_csv"]
+
+S = TypeVar("S", bound=StepNumbers)
 
 NAMES = ("constant", "step", "cosine", "exponential")
 
@@ -139,10 +142,28 @@ def exponential(lr: float, growth: float, *, momentum: float = 0.0, weight_decay
     return (Step(lr_at(t), momentum, weight_decay) for t in count())
 
 
-def warmup(steps: int, schedule: Schedule) -> Iterator[Step]:
+def like(step: S, schedule: Iterable[StepNumbers]) -> Iterator[S]:
+    """`step` again and again, with the learning rates of `schedule`: a schedule for the optimiser of `step`.
+
+    Args:
+        step: `AdamStep`, `LionStep`, `MuonStep` or `Step`; all its numbers but lr stay as they are.
+        schedule: iterable of any step objects, of which only lr is read.
+
+    Example:
+        >>> from itertools import islice
+        >>> from minibn.optim import AdamStep
+        >>> adam = like(AdamStep(0.0, beta2=0.95, weight_decay=0.1), warmup(2, cosine(1e-3, 100)))
+        >>> [(s.beta2, s.weight_decay, round(s.lr, 6)) for s in islice(adam, 2)]
+        [(0.95, 0.1, 0.000333), (0.95, 0.1, 0.000667)]
+    """
+    given: Any = step
+    return (replace(given, lr=s.lr) for s in schedule)
+
+
+def warmup(steps: int, schedule: Iterable[S]) -> Iterator[S]:
     """`lr_t * (t + 1) / (steps + 1)` for t < steps, then `schedule` unchanged (Goyal et al., 2017).
 
-    Only lr is changed. The first warm-up step is step 0 of `schedule`.
+    Only lr is changed, so the steps may be of any optimiser. The first warm-up step is step 0 of `schedule`.
 
     Raises:
         ValueError: steps is below 0 or not finite.
@@ -153,7 +174,8 @@ def warmup(steps: int, schedule: Schedule) -> Iterator[Step]:
         [0.25, 0.5, 0.75, 1.0, 1.0]
     """
     _check_at_least(0, "warmup", steps=steps)
-    return (replace(s, lr=s.lr * (t + 1) / (steps + 1)) if t < steps else s for t, s in enumerate(schedule))
+    given: Iterable[Any] = schedule
+    return (replace(s, lr=s.lr * (t + 1) / (steps + 1)) if t < steps else s for t, s in enumerate(given))
 
 
 def nesterov(schedule: Schedule) -> Iterator[Step]:

@@ -1,12 +1,16 @@
 """Experiments as data: converted and usual runs agree, and bad fields are named."""
 
+import dataclasses
 from itertools import islice
 
 import numpy as np
 import pytest
+from runs import assert_same_bits
 
 from minibn import equivalence, experiment, nn
 from minibn.experiment import Experiment
+from minibn.optim import AdamStep, MuonStep
+from minibn.training import fit
 
 TINY = {"width": 4, "epochs": 2, "batch": 256}  # 10 steps
 
@@ -14,7 +18,11 @@ TINY = {"width": 4, "epochs": 2, "batch": 256}  # 10 steps
 @pytest.mark.parametrize("options", [{"schedule": "step", "milestones": (1.0,)}, {"schedule": "cosine", "warmup": 0.4},
                                      {"schedule": "constant", "nesterov": True}, {"schedule": "step", "model": "mlp"},
                                      {"schedule": "step", "model": "vgg", "norm": "layer", "fixed": True},
-                                     {"schedule": "step", "model": "resnet", "affine": False, "norm": "group"}])
+                                     {"schedule": "step", "model": "resnet", "affine": False, "norm": "group"},
+                                     {"schedule": "cosine", "model": "mlp", "optimizer": "adamw", "weight_decay": 30},
+                                     {"schedule": "step", "model": "vgg", "optimizer": "lion", "weight_decay": 100},
+                                     {"schedule": "constant", "model": "mlp", "optimizer": "muon", "weight_decay": 5},
+                                     {"schedule": "constant", "optimizer": "muon", "fixed": True, "weight_decay": 5}])
 def test_converted_and_usual_are_one_run(options):
     options = {**TINY, "dtype": "float64", **options}
     one = experiment.run(Experiment(**options), progress=False)
@@ -107,3 +115,65 @@ def test_a_network_without_scale_invariant_weights_is_refused():
 def test_milestones_must_be_finite(bad):
     with pytest.raises(ValueError, match="milestones must be increasing epochs above 0"):
         Experiment(milestones=(1, bad))
+
+
+# ---- optimisers other than SGD ----
+
+
+def test_numbers_that_are_not_given_are_the_optimisers_defaults():
+    assert Experiment().lr == 0.1
+    assert (Experiment().momentum, Experiment().beta1) == (0.9, None)
+    adamw = Experiment(optimizer="adamw", lr=0.5, adam_eps=0.25, schedule="constant")
+    assert (adamw.beta1, adamw.beta2, adamw.momentum, adamw.rest_lr) == (0.9, 0.999, None, None)
+    assert next(adamw.usual()) == AdamStep(0.5, 0.9, 0.999, 0.25, adamw.weight_decay)
+    assert dataclasses.replace(adamw, lr=0.1).beta2 == 0.999
+    muon = Experiment(optimizer="muon", rest_lr=0.125, schedule="constant")
+    assert next(muon.usual()) == MuonStep(muon.lr, 0.95, muon.weight_decay)
+    assert next(muon.rest()) == AdamStep(0.125, weight_decay=muon.weight_decay)
+
+
+def test_the_converted_schedule_is_that_of_the_stock_optimiser():
+    for name, convert in (("adamw", equivalence.adam_without_decay), ("lion", equivalence.lion_without_decay)):
+        one = Experiment(optimizer=name, schedule="cosine", convert=True)
+        assert list(islice(one.invariant(), 5)) == list(islice(convert(one.usual()), 5))
+    with pytest.raises(ValueError, match="Muon without weight decay is not a schedule"):
+        Experiment(optimizer="muon", schedule="cosine", convert=True).invariant()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"optimizer": "adam"}, r"optimizer must be one of \['sgd', 'adamw', 'lion', 'muon'\], got 'adam'"),
+    ({"optimizer": "adamw", "momentum": 0.9}, "momentum=0.9 has no effect with optimizer='adamw'; it is for sgd, muon"),
+    ({"optimizer": "lion", "adam_eps": 1e-8}, "adam_eps=1e-08 has no effect with optimizer='lion'; it is for adamw"),
+    ({"beta2": 0.9}, "beta2=0.9 has no effect with optimizer='sgd'; it is for adamw, lion"),
+    ({"optimizer": "adamw", "rest_lr": 0.1}, "rest_lr=0.1 has no effect with optimizer='adamw'; it is for muon"),
+    ({"optimizer": "adamw", "schedule": "texp"}, "schedule='texp' is for optimizer='sgd', not for 'adamw'; give schedule"),
+    ({"optimizer": "muon", "nesterov": True}, "nesterov is for optimizer='sgd', not for 'muon'"),
+    ({"optimizer": "adamw", "beta1": 1.0}, "beta1 must be a number of at least 0 and below 1, got 1.0")])
+def test_what_an_optimiser_does_not_have_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Experiment(**options)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+def test_a_converted_run_resumes_from_a_checkpoint_bit_for_bit(optimizer, tmp_path):
+    """In a narrow band, so that the weights have been rescaled; and another schedule is refused."""
+    one = Experiment(model="mlp", epochs=2, batch=256, optimizer=optimizer, convert=True, schedule="cosine",
+                     weight_decay={"adamw": 60, "lion": 200, "muon": 10}[optimizer])
+
+    def train(experiment, **options):
+        model = experiment.network()
+        optimizers = experiment.optimizers(model, band=1.25)
+        history = fit(model, optimizers, one.split.x_train, one.split.y_train, epochs=2, batch_size=256,
+                      rng=np.random.default_rng(1), progress=False, **options)
+        return {**model.state_dict(), **{f"{name}/{key}": value for name, each in optimizers.items()
+                                         for key, value in each.state_dict().items()},
+                **{name: history[name] for name in history.columns}}
+
+    whole = train(one)
+    assert whole["invariant/scale"] > 0.8  # P itself is below that
+    assert equivalence.METHODS[optimizer].scale_after(one.usual(), 10) < 0.8
+    path = tmp_path / "run.npz"
+    assert len(train(one, path=path, max_steps=6)["loss"]) == 6
+    with pytest.raises(ValueError, match="is of another run: lr of 'invariant' at step 0 was"):
+        train(dataclasses.replace(one, lr=one.lr * 0.9), path=path)
+    assert_same_bits(train(one, path=path), whole)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibn import export, schedules
+from minibn import equivalence, export, nn, schedules
 from minibn.backend import array_namespace, to_numpy
 from minibn.equivalence import exponential_equivalent, remove_weight_decay, texp
-from minibn.optim import Step
+from minibn.optim import AdamStep, AdamW, LionStep, MuonStep, Step
 
 
 def rates(schedule, count):
@@ -123,11 +123,128 @@ def test_export_is_found_under_its_earlier_names():
         export.lr_function, export.read_csv, export.write_csv)
 
 
+# ---- AdamW as stock Adam elsewhere ----
+
+
+def adamw(length):
+    """Warm-up and cosine, with betas and eps that change too; P ends near 0.1."""
+    warm = schedules.warmup(20, schedules.cosine(1e-2, length))
+    return [AdamStep(s.lr, 0.9 - 0.1 * (t % 3), 0.99 - 0.02 * (t % 5), 1e-8 * 10 ** (t % 4), 2.0 + t % 2)
+            for t, s in zip(range(length), warm, strict=False)]
+
+
+def sphere_run(length, update):
+    """The direction of weights w after `length` steps `w = update(t, w, gradient)`, on ξ_t · w / |w|."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal(8)
+    for t in range(length):
+        xi, norm = rng.standard_normal(8), np.linalg.norm(w)
+        w = update(t, w, (xi - xi @ w / norm**2 * w) / norm)
+    return w / np.linalg.norm(w)
+
+
+def ours(steps):
+    """What minibn's own AdamW makes of them."""
+    parameter = nn.Parameter(np.zeros(8))
+    optimizer = AdamW([parameter], steps)
+
+    def update(t, w, gradient):
+        parameter.data, parameter.grad = w, gradient
+        optimizer.step()
+        return parameter.data
+
+    return sphere_run(len(steps), update)
+
+
+def in_optax(functions, length):
+    optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
+    with jax.enable_x64(True):
+        make = optax.inject_hyperparams(optax.adam)(
+            functions["lr"], b1=functions["beta1"], b2=functions["beta2"], eps=functions["eps"])
+        state, one = [make.init(np.zeros(8))], jax.jit(make.update)
+
+        def update(t, w, gradient):
+            change, state[0] = one(gradient, state[0], w)
+            return w + np.asarray(change)
+
+        return sphere_run(length, update)
+
+
+def in_torch(functions, length):
+    torch = pytest.importorskip("torch")
+
+    class AdamSchedule(torch.optim.lr_scheduler.LRScheduler):
+        def get_lr(self):
+            lr, beta1, beta2, eps = (functions[name](self.last_epoch) for name in ("lr", "beta1", "beta2", "eps"))
+            for group in self.optimizer.param_groups:
+                group.update(betas=(beta1, beta2), eps=eps)
+            return [lr for _ in self.optimizer.param_groups]
+
+    parameter = torch.nn.Parameter(torch.zeros(8, dtype=torch.float64))
+    optimizer = torch.optim.Adam([parameter])
+    scheduler = AdamSchedule(optimizer)
+
+    def update(t, w, gradient):
+        parameter.data, parameter.grad = torch.tensor(w), torch.tensor(gradient)
+        optimizer.step()
+        scheduler.step()
+        return parameter.detach().numpy().copy()
+
+    return sphere_run(length, update)
+
+
+@pytest.mark.parametrize("elsewhere", [in_optax, in_torch])
+def test_stock_adam_under_the_functions_is_adamw(elsewhere):
+    steps = adamw(200)
+    assert 0.05 < equivalence.scale_after(steps, 200) < 0.15
+    functions = export.number_functions(equivalence.adam_without_decay(steps), 200)
+    assert list(functions) == ["lr", "beta1", "beta2", "eps"]
+    np.testing.assert_allclose(elsewhere(functions, 200), ours(steps), rtol=0, atol=1e-12)
+    for name in functions:  # with one of them as it was, it is another run
+        unchanged = {**functions, name: export.number_functions(steps, 200)[name]}
+        assert np.abs(elsewhere(unchanged, 200) - ours(steps)).max() > 1e-8, name
+
+
+def test_functions_of_every_number():
+    steps = [LionStep(0.1, 0.5, 0.75, 0.25), LionStep(0.2, 0.5, 0.875, 0.25)]
+    f = export.number_functions(steps, 2)
+    assert {name: [f[name](t) for t in (-1, 0, 1, 2)] for name in f} == {
+        "lr": [0.1, 0.1, 0.2, 0.2], "beta1": [0.5] * 4, "beta2": [0.75, 0.75, 0.875, 0.875], "weight_decay": [0.25] * 4}
+    assert f["beta2"](np.arange(3)).tolist() == [0.75, 0.875, 0.875]
+    with pytest.raises(TypeError, match="needs steps of one optimiser; step 1 is AdamStep"):
+        export.number_functions([LionStep(0.1), AdamStep(0.1)], 2)
+    with pytest.raises(ValueError, match="number_functions: the schedule has 2 steps, fewer than 3"):
+        export.number_functions(steps, 3)
+    with pytest.raises(TypeError, match="lr_function is for schedules of Step; step 0 is LionStep.*number_functions has"):
+        export.lr_function(steps, 2)
+
+
 # ---- as CSV ----
 
 
 STEPS = st.builds(Step, st.floats(0, 1e300), st.floats(0, 1), st.floats(0, 1), st.floats(-1e300, 1e300),
                   st.integers(-300, 300).map(lambda e: 2.0**e), st.floats(-0.99, 1e3), st.floats(0, 0.99))
+
+
+@pytest.mark.parametrize("kind", [AdamStep, LionStep, MuonStep])
+def test_csv_of_every_optimiser_gives_every_bit_back(kind):
+    rng = np.random.default_rng(0)
+    steps = [kind(**dict(zip(kind.limits, rng.random(len(kind.limits)), strict=True))) for _ in range(5)]
+    export.write_csv(steps, text := io.StringIO())
+    assert text.getvalue().splitlines()[0] == ",".join(["step", *kind.limits])
+    assert list(export.read_csv(text.getvalue().splitlines(), kind)) == steps
+
+
+def test_csv_of_another_optimiser_is_refused():
+    for columns, kind, fitting in (("lr,beta1,beta2,eps", Step, "AdamStep"), ("lr,momentum,kick", AdamStep, "Step"),
+                                   ("step,lr,beta1,beta2", MuonStep, "AdamStep")):
+        with pytest.raises(ValueError, match=f"another optimiser's steps, not of a {kind.__name__}: read it as {fitting};"):
+            export.read_csv([columns + "\n", "1,2,3,4\n"], kind)
+    for column, field in (("b1", "beta1"), ("beta", "beta1"), ("epsilon", "eps"), ("wd", "weight_decay")):
+        with pytest.raises(ValueError, match=f"{column!r} must be called {field!r}"):
+            export.read_csv([f"lr,{column}\n"], AdamStep)
+    with pytest.raises(TypeError, match="write_csv needs steps of one optimiser; step 1 is Step"):
+        export.write_csv([AdamStep(0.1), Step(0.1)], io.StringIO())
 
 
 @given(st.lists(STEPS, max_size=5))

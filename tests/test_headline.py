@@ -3,10 +3,12 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 import minibn
 from minibn import equivalence
 from minibn.__main__ import main
+from minibn.equivalence import METHODS
 from minibn.paper import headline
 from minibn.training import History, fit
 
@@ -35,11 +37,43 @@ def test_the_default_schedule_grows_by_more_than_10_000():
     assert settings.dtype == "float64"
 
 
-def test_exit_status_1_when_the_runs_differ(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(headline, "remove_weight_decay",
-                        lambda schedule, **_: (dataclasses.replace(s, weight_decay=0.0) for s in schedule))
-    assert main(["--epochs", "1", "--batch", "128", "--output", str(tmp_path), "--quiet"]) == 1
+OPTIMIZERS = ["adamw", "lion", "muon"]
+SHORT = ["--epochs", "1", "--batch", "256", "--quiet"]  # 5 steps
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_two_runs_are_one_for_every_optimiser(optimizer, tmp_path, capsys):
+    decay = {"adamw": "30", "lion": "100", "muon": "5"}[optimizer]  # for a large gap between the two learning rates soon
+    assert main([*SHORT, "--optimizer", optimizer, "--weight-decay", decay, "--output", str(tmp_path)]) == 0
+    assert "the same run" in capsys.readouterr().out
+    usual, exponential = (History.read_csv(tmp_path / f"{name}.csv") for name in ("usual", "exponential"))
+    assert np.abs(usual["loss"] - exponential["loss"]).max() < 1e-12
+    assert exponential["lr/invariant"][-1] > 1.1 * usual["lr/invariant"][-1]
+    np.testing.assert_array_equal(usual["lr/rest"], exponential["lr/rest"])
+    assert (tmp_path / "headline.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", *OPTIMIZERS])
+def test_exit_status_1_when_the_runs_differ(optimizer, tmp_path, capsys, monkeypatch):
+    method = METHODS[optimizer]
+
+    def without_growth(parameters, schedule, band):
+        return method.optimizer(parameters, (dataclasses.replace(s, weight_decay=0.0) for s in schedule))
+
+    monkeypatch.setitem(METHODS, optimizer, method._replace(converted=without_growth))
+    assert main([*SHORT, "--optimizer", optimizer, "--output", str(tmp_path)]) == 1
     assert "NOT the same run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_default_lr_of_the_others_grows_by_more_than_30(optimizer):
+    settings = headline.settings(optimizer=optimizer)
+    assert METHODS[optimizer].scale_after(settings.usual(), settings.steps) < 1 / 30
+
+
+def test_numbers_of_another_optimiser_are_refused():
+    with pytest.raises(ValueError, match="beta1=0.5 has no effect with optimizer='muon'; it is for adamw, lion"):
+        headline.settings(optimizer="muon", beta1=0.5)
 
 
 def first_losses():

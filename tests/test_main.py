@@ -96,6 +96,21 @@ def test_convert_there_and_back_through_files(flags, capsys, tmp_path, monkeypat
     (["convert", "--steps", "500", "--lr", "1", "--weight-decay", "1"], "cannot be converted: weight decay would carry"),
     (["convert", "--steps", "0"], "--steps: needs a whole number of at least 1, got '0'"),
     (["convert", "--steps", "5", "--schedule", "magic"], "invalid choice: 'magic'"),
+    (["convert", "--steps", "5", "--optimizer", "muon"], "Muon without weight decay is not a schedule of lr and momentum"),
+    (["convert", "--steps", "5", "--optimizer", "adamw", "--lr", "1", "--weight-decay", "1"],
+     "lr * --weight-decay must be below 1"),
+    (["convert", "--steps", "5", "--optimizer", "lion", "--momentum", "0.9"],
+     "--momentum has no effect with --optimizer lion; it is for --optimizer sgd, muon"),
+    (["convert", "--steps", "5", "--optimizer", "adamw", "--nesterov"], "--nesterov has no effect with --optimizer adamw"),
+    (["convert", "--steps", "5", "--optimizer", "adamw", "--no-rescale"], "--no-rescale has no effect with --optimizer adamw"),
+    (["convert", "--steps", "5", "--beta1", "0.9"],
+     "--beta1 has no effect with --optimizer sgd; it is for --optimizer adamw, lion"),
+    (["convert", "--optimizer", "adamw", "--read", "x.csv", "--eps", "1"], "--eps has no effect with --read x.csv"),
+    (["--optimizer", "adamw", "--momentum", "0.5"], "--momentum has no effect with --optimizer adamw"),
+    (["train", "--optimizer", "adamw", "--schedule", "texp"], "--schedule texp is for --optimizer sgd, not for 'adamw'"),
+    (["train", "--optimizer", "adamw", "--nesterov"], "--nesterov has no effect with --optimizer adamw"),
+    (["train", "--rest-lr", "0.1"], "--rest-lr has no effect with --optimizer sgd; it is for --optimizer muon"),
+    (["sweep", "--optimizer", "sgd", "adamw", "--momentum", "0.5"], "--momentum has no effect with --optimizer adamw"),
     (["symmetries"], "the following arguments are required: model"),
     (["symmetries", "vgg", "--depth", "8"], "--depth has no effect with vgg; it is for resnet, preresnet"),
     (["symmetries", "vgg", "--explain", "nothing"], "no parameters named ['nothing']"),
@@ -105,6 +120,31 @@ def test_bad_flags_of_the_commands(flags, message, capsys):
         main(flags)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+def test_convert_writes_and_reads_the_numbers_of_every_optimiser(optimizer, capsys, tmp_path):
+    numbers = ["--beta1", "0.8", "--beta2", "0.97", *(["--eps", "1e-6"] if optimizer == "adamw" else [])]
+    setting = ["convert", "--optimizer", optimizer, "--lr", "1e-2", "--weight-decay", "2", *numbers, "--schedule", "cosine",
+               "--steps", "40", "--warmup", "5"]
+    assert main(setting) == 0
+    out = capsys.readouterr().out
+    method = equivalence.METHODS[optimizer]
+    step = method.step(lr=1e-2, beta1=0.8, beta2=0.97, weight_decay=2, **({"eps": 1e-6} if optimizer == "adamw" else {}))
+    usual = list(islice(schedules.like(step, schedules.warmup(5, schedules.cosine(1e-2, 40))), 40))
+    there = list(export.read_csv(out.splitlines(), method.step))
+    assert there == list(method.remove(usual))
+    assert out.splitlines()[0] == ",".join(["step", *method.numbers])
+    assert there[-1].lr > 1.2 * usual[-1].lr
+    (tmp_path / "there.csv").write_text(out)
+    assert main(["convert", "--optimizer", optimizer, "--read", str(tmp_path / "there.csv"), "--to-weight-decay", "2"]) == 0
+    for one, other in zip(export.read_csv(capsys.readouterr().out.splitlines(), method.step), usual, strict=True):
+        assert dataclasses.astuple(one) == pytest.approx(dataclasses.astuple(other), rel=1e-10, abs=1e-13)
+    assert main([*setting, "--output", str(tmp_path / "written.csv")]) == 0
+    assert (tmp_path / "written.csv").read_text() == out
+    summary = capsys.readouterr().out
+    assert "40 steps written to" in summary
+    assert "rescalings" not in summary
 
 
 def test_symmetries(capsys):
@@ -174,6 +214,17 @@ def test_the_sweep_command(tmp_path, capsys):
     failing = [*flags, "--weight-decay", "100", "--convert"]  # no conversion: each run fails, and is recorded
     assert main(failing) == 1
     assert "4 runs, 4 failed" in capsys.readouterr().out
+
+
+def test_a_sweep_over_optimisers_records_the_numbers_of_each(tmp_path, capsys):
+    flags = ["sweep", "--model", "mlp", "--epochs", "1", "--batch", "256", "--optimizer", "adamw", "muon", "--convert",
+             "--schedule", "cosine", "--quiet", "--output", str(tmp_path / "sweep.jsonl"), "--workers", "1"]
+    assert main(flags) == 0
+    assert "2 runs, 0 failed" in capsys.readouterr().out
+    found = {r["configuration"]["optimizer"]: r["configuration"] for r in sweep.read(tmp_path / "sweep.jsonl")}
+    assert (found["adamw"]["beta2"], found["adamw"]["momentum"], found["adamw"]["rest_lr"]) == (0.999, None, None)
+    assert (found["muon"]["beta2"], found["muon"]["momentum"]) == (None, 0.95)
+    assert found["muon"]["rest_lr"] == experiment.DEFAULTS["adamw"].lr
 
 
 def test_on_a_dask_cluster(tmp_path, capsys):

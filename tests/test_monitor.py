@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minibn import data, models, monitor, nn, schedules
 from minibn.optim import SGD, AdamStep, AdamW, Lion, LionStep, Muon, MuonStep, Step
-from minibn.training import convert, fit
+from minibn.training import convert, fit, split
 
 
 class RandomGradients:
@@ -83,6 +83,9 @@ def test_equilibrium_of_every_optimiser(name):
     norms, angles = norms[steps // 4 :], angles[steps // 4 :]
     assert np.sqrt(np.mean(angles**2)) == pytest.approx(monitor.predicted_angle_of(step), rel=0.03)
     assert np.sqrt(np.mean(norms**2)) == pytest.approx(monitor.predicted_norm_of(step, size or np.mean(sizes)), rel=0.03)
+    here = monitor.predicted_norm_here(step, math.prod(shape), norms, angles)
+    assert np.sqrt(np.mean(norms**2)) == pytest.approx(np.sqrt(np.mean(here**2)), rel=0.03)
+    assert make in (SGD, Muon) or here == pytest.approx(monitor.predicted_norm_of(step, size), rel=1e-12)
 
 
 def test_where_there_is_no_prediction_it_is_nan():
@@ -90,6 +93,7 @@ def test_where_there_is_no_prediction_it_is_nan():
                  MuonStep(0.1, 0.5, 0.1)):
         assert math.isnan(monitor.predicted_angle_of(step))
         assert math.isnan(monitor.predicted_norm_of(step, 1.0))
+        assert math.isnan(monitor.predicted_norm_here(step, 10, 1.0, 0.1))
 
 
 def test_effective_lr_of_updates_of_degree_0():
@@ -144,5 +148,19 @@ def test_history_has_measured_next_to_predicted_on_a_real_network():
     usual, grown = histories
     measured, predicted = usual["angle/invariant"][200:], usual["predicted_angle/invariant"][200:]
     assert 0.8 < np.sqrt(np.mean(measured**2)) / predicted[0] < 1.25
+    ratio = usual["predicted_norm/invariant"][200:] / usual["norm/invariant"][200:]
+    np.testing.assert_allclose(ratio, np.sqrt(measured / predicted), rtol=1e-12)
     np.testing.assert_allclose(usual["angle/invariant"][:100], grown["angle/invariant"][:100], rtol=1e-6)
     assert np.all(np.isnan(grown["predicted_angle/invariant"]))
+    assert np.all(np.isnan(grown["predicted_norm/invariant"]))
+
+
+@pytest.mark.parametrize("step", [AdamStep(1e-2, 0.9, 0.95, weight_decay=0.5), LionStep(3e-3, 0.9, 0.98, 0.5)])
+def test_history_has_the_predictions_of_adaptive_methods(step):
+    x, y = data.synthetic(50, size=4, rng=np.random.default_rng(5))
+    net = models.vgg((4, "M", 4), in_channels=1, rng=np.random.default_rng(0))
+    optimizers = split(net, repeat(step), repeat(step)).optimizers
+    history = fit(net, optimizers, x, y, epochs=1, batch_size=16, rng=np.random.default_rng(1), progress=False)
+    n = sum(p.data.size for p in optimizers["invariant"].parameters)
+    assert set(history["predicted_angle/invariant"]) == {monitor.predicted_angle_of(step)}
+    assert set(history["predicted_norm/invariant"]) == {monitor.predicted_norm_of(step, monitor.update_size(step, n))}

@@ -12,7 +12,7 @@ from minibn.optim import SGD
 from minibn.training import DivergenceError, History, convert, fit, train_step
 from minibn.training.recorder import Recorder, measure, watch, weights
 
-WHAT = ("lr", "norm", "effective_lr", "angle", "predicted_angle")
+WHAT = ("lr", "norm", "effective_lr", "angle", "predicted_angle", "predicted_norm")
 
 
 def test_each_scale_invariant_group_has_its_own_columns():

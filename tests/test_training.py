@@ -71,8 +71,9 @@ def test_training_learns_and_history_holds_what_happened(capsys, monkeypatch):
     assert len(history) == 40
     assert history["loss"][-4:].mean() < 0.8 * history["loss"][:4].mean()
     assert list(history.columns) == ["step", "loss", "accuracy", "lr/invariant", "norm/invariant", "effective_lr/invariant",
-                                     "angle/invariant", "predicted_angle/invariant", "lr/rest", "norm/rest", "effective_lr/rest",
-                                     "angle/rest", "predicted_angle/rest"]
+                                     "angle/invariant", "predicted_angle/invariant", "predicted_norm/invariant",
+                                     "lr/rest", "norm/rest", "effective_lr/rest", "angle/rest", "predicted_angle/rest",
+                                     "predicted_norm/rest"]
     assert history["norm/rest"][-1] == pytest.approx(np.sqrt(sum(np.sum(p.data**2) for p in run.optimizers["rest"].parameters)))
     np.testing.assert_allclose(history["effective_lr/rest"][1:], history["lr/rest"][1:] / history["norm/rest"][:-1] ** 2)
     bar = capsys.readouterr().err

@@ -9,8 +9,9 @@ import pytest
 
 import minibn
 
+NEEDS = {"minibn.pytorch": "torch", "minibn.optax": "optax"}
 MODULES = [info.name for info in pkgutil.walk_packages(minibn.__path__, "minibn.", onerror=lambda name: None)
-           if not info.name.startswith("minibn.pytorch") or find_spec("torch")]
+           if all(find_spec(other) or not info.name.startswith(name) for name, other in NEEDS.items())]
 SPECIAL = ("__init__", "__call__", "__getitem__", "__iter__", "__len__")
 
 

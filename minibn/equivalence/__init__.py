@@ -5,11 +5,12 @@ depend on the scale of the weights, SGD with weight decay equals SGD without, at
 exponentially. `streams` derives and converts any schedule of SGD; `closed_forms` has the schedules that the paper names.
 
 The same holds for other optimisers, which is not in the paper: `any_optimizer` removes decoupled weight decay from any
-of them, `adam` turns AdamW into a schedule for stock Adam. `averages` and `clipping` have what else looks at the scale.
+of them, `adam` turns AdamW into a schedule for stock Adam, `lion` Lion into one for stock Lion. `methods` is the table of
+all optimisers. `averages` and `clipping` have what else looks at the scale.
 """
 
 from minibn.equivalence.adam import AdamFrame, adam_exponential, adam_with_decay, adam_without_decay
-from minibn.equivalence.any_optimizer import Reframed, Transport, decayed, transport, undecayed
+from minibn.equivalence.any_optimizer import Reframed, Transport, decayed, scale_after, transport, undecayed
 from minibn.equivalence.averages import ema, lookahead, swa
 from minibn.equivalence.clipping import clip_global_norm
 from minibn.equivalence.closed_forms import (
@@ -20,9 +21,12 @@ from minibn.equivalence.closed_forms import (
     texp_minus_minus,
     texp_plus_plus,
 )
+from minibn.equivalence.lion import LionFrame, lion_with_decay, lion_without_decay
+from minibn.equivalence.methods import METHODS, Method, converted_for, optimizer_for
 from minibn.equivalence.streams import Frame, add_weight_decay, frame_after, remove_weight_decay
 
-__all__ = ["AdamFrame", "Frame", "Reframed", "Transport", "adam_exponential", "adam_with_decay", "adam_without_decay",
-           "add_weight_decay", "clip_global_norm", "decayed", "ema", "exponential_equivalent", "fixed_point", "frame_after",
-           "instant_drops", "lookahead", "remove_weight_decay", "swa", "texp", "texp_minus_minus", "texp_plus_plus",
-           "transport", "undecayed"]
+__all__ = ["METHODS", "AdamFrame", "Frame", "LionFrame", "Method", "Reframed", "Transport", "adam_exponential", "adam_with_decay",
+           "adam_without_decay", "add_weight_decay", "clip_global_norm", "converted_for", "decayed", "ema",
+           "exponential_equivalent", "fixed_point", "frame_after", "instant_drops", "lion_with_decay", "lion_without_decay",
+           "lookahead", "optimizer_for", "remove_weight_decay", "scale_after", "swa", "texp", "texp_minus_minus",
+           "texp_plus_plus", "transport", "undecayed"]

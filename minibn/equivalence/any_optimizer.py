@@ -22,8 +22,9 @@ and with s = η / (P (1 - δ)) the two give η2 = s / (1 + s λ2). λ2 = 0 is Th
 **Theorem B** leaves the gradients as they are and transports the optimiser's state instead: see `transport`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from math import inf, isfinite
 from typing import Any, NamedTuple, TypeVar
 
@@ -105,9 +106,18 @@ class Reframed(Optimizer[S]):
             raise TypeError("this optimiser is converted already: use its add() to go back first")
         self.optimizer, self.band, self.scale = optimizer, band, 1.0
         self.weight_decay = Step(0.0, weight_decay=weight_decay).weight_decay  # Step checks the number
-        self.parameters, self.schedule = optimizer.parameters, optimizer.schedule
+        self.parameters = optimizer.parameters
         self.steps, self.last = optimizer.steps, None
         self._checked = False
+
+    @property
+    def schedule(self) -> Iterator[S]:
+        """The given optimiser's."""
+        return self.optimizer.schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Iterator[S]) -> None:
+        self.optimizer.schedule = schedule
 
     def step(self) -> S:
         """Update every parameter with the converted form of the schedule's next step object, and return that form.
@@ -123,8 +133,8 @@ class Reframed(Optimizer[S]):
         converted, after = reframe(given, self.scale, self.weight_decay, self.steps)
         self.optimizer.apply(converted, [parameter.grad / self.scale for parameter in self.parameters])
         self.scale = after
-        if self.band and not 1 / self.band <= self.scale <= self.band:
-            self._rescale(power_of_two(self.scale))
+        if (factor := _rescaling(after, self.band)) != 1:
+            self._rescale(factor)
         self.steps, self.last = self.optimizer.steps, converted
         return converted
 
@@ -142,6 +152,18 @@ class Reframed(Optimizer[S]):
         self._rescale(self.scale)
         return self.optimizer
 
+    def as_taken(self, steps: Iterable[S]) -> Iterator[S]:
+        """The converted form of each of the schedule's first `steps`, as `last` has it after that step."""
+        scale = 1.0
+        for t, step in enumerate(steps):
+            converted, scale = reframe(step, scale, self.weight_decay, t)
+            scale /= _rescaling(scale, self.band)
+            yield converted
+
+    def is_where_its_parameters_are(self) -> bool:
+        """As in every `Optimizer`."""
+        return self.optimizer.is_where_its_parameters_are()
+
     def arrays(self) -> dict[str, Array]:
         """The given optimiser's state arrays."""
         return self.optimizer.arrays()
@@ -154,6 +176,32 @@ class Reframed(Optimizer[S]):
         """Go on from `state`, as `Optimizer.load_state_dict`; the state of an ordinary run has P = 1."""
         self.optimizer.load_state_dict({name: value for name, value in state.items() if name != "scale"})
         self.steps, self.scale = self.optimizer.steps, float(state.get("scale", 1.0))
+
+
+def _rescaling(scale, band):
+    """The power of two that the weights are multiplied by, and P divided by, once P is outside of the band; else 1."""
+    return power_of_two(scale) if band and not 1 / band <= scale <= band else 1.0
+
+
+def scale_after(schedule: Iterable[StepNumbers], steps: int) -> float:
+    """P after `steps` steps of `undecayed` under this schedule, without a band: the product of 1 - lr * weight_decay.
+
+    The counterpart of `frame_after` for decoupled decay. It shows whether a schedule can be converted before it is used.
+
+    Raises:
+        ValueError: the schedule is shorter than `steps`, or a step has no conversion.
+
+    Example:
+        >>> from minibn.optim import AdamStep
+        >>> scale_after([AdamStep(0.5, weight_decay=0.5), AdamStep(0.1, weight_decay=2.0)], 2)
+        0.6000000000000001
+    """
+    scale, t = 1.0, -1
+    for t, step in enumerate(islice(schedule, steps)):
+        _, scale = reframe(step, scale, 0.0, t)
+    if t + 1 < steps:
+        raise ValueError(f"the schedule has {t + 1} steps, there is no scale after {steps}")
+    return scale
 
 
 def reframe(step: S, scale: float, weight_decay: float = 0.0, t: int = 0) -> tuple[S, float]:

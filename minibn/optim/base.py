@@ -146,6 +146,10 @@ class Optimizer(Generic[S]):
         self.steps += 1
         self.last = step
 
+    def as_taken(self, steps: Iterable[S]) -> Iterable[S]:
+        """The step objects that `last` has when the schedule's first steps are `steps`: these, but for a converted optimiser."""
+        return steps
+
     def _check(self, i: int, weight: Array, gradient: Array) -> None:
         if gradient.dtype != weight.dtype:
             raise TypeError(f"{type(self).__name__}: the gradient of parameter {i} is {backend.dtype_name(gradient)}, its "

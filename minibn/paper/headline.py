@@ -2,30 +2,45 @@
 
 One PreResNet on handwritten digits is trained twice. The first run has weight decay and a usual
 schedule: warm-up, then step decay. In the second run the convolutions, which are scale-invariant
-together, follow `equivalence.remove_weight_decay` of the same schedule: no weight decay, and a
-learning rate that grows exponentially. The norms' γ and β and the last layer keep their schedule in
-both runs. By the theorem both have the same loss at every step and end as the same function. The
-experiment measures how far floating-point rounding drives them apart.
+together, have no weight decay, and a learning rate that grows exponentially: that of
+`equivalence.remove_weight_decay` for SGD, that of `equivalence.undecayed` for AdamW, Lion and Muon. The
+norms' γ and β and the last layer keep their schedule in both runs. By the theorem both have the same
+loss at every step and end as the same function. The experiment measures how far floating-point
+rounding drives them apart.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from minibn import experiment, plots
-from minibn.equivalence import frame_after, remove_weight_decay
-from minibn.experiment import Experiment, Run
+from minibn import experiment, optimizer_numbers, plots
+from minibn.equivalence import METHODS
+from minibn.experiment import FIELDS, Experiment, Run
+from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
 
 TOLERANCE = {"float64": 1e-9, "float32": 0.5}  # largest gap between the losses; training magnifies rounding
 USUAL, EXPONENTIAL = "weight decay, usual schedule", "no weight decay, growing lr"
 
 
-def settings(*, depth: int = 8, epochs: int = 24, batch: int = 48, lr: float = 0.1, momentum: float = 0.9,
-             weight_decay: float = 1e-2, seed: int = 0, dtype: str = "float64", backend: str = "numpy") -> Experiment:
-    """The `Experiment`: warm-up over the first seventh of training, lr / 10 after 3/4 of it and again after 11/12."""
-    return Experiment(depth=depth, epochs=epochs, batch=batch, lr=lr, momentum=momentum, weight_decay=weight_decay, seed=seed,
-                      dtype=dtype, backend=backend, warmup=epochs / 7, milestones=(epochs * 3 / 4, epochs * 11 / 12))
+DEFAULTS: dict[str, StepNumbers]  # strong decay, so that the learning rates of the two runs end far apart
+DEFAULTS = {"sgd": Step(0.1, 0.9, 1e-2), "adamw": AdamStep(3e-3, weight_decay=3.0), "lion": LionStep(1e-3, weight_decay=10.0),
+            "muon": MuonStep(0.02, weight_decay=0.5)}
+
+
+def settings(*, depth: int = 8, epochs: int = 24, batch: int = 48, optimizer: str = "sgd", lr: float | None = None,
+             momentum: float | None = None, beta1: float | None = None, beta2: float | None = None, eps: float | None = None,
+             weight_decay: float | None = None, seed: int = 0, dtype: str = "float64", backend: str = "numpy") -> Experiment:
+    """The `Experiment`: warm-up over the first seventh of training, lr / 10 after 3/4 of it and again after 11/12.
+
+    Numbers of the optimiser's steps that are None are those of `DEFAULTS`.
+    """
+    step = optimizer_numbers.chosen(DEFAULTS, optimizer, {
+        "lr": lr, "momentum": momentum, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay})
+    numbers = {FIELDS[name]: getattr(step, name) for name in METHODS[optimizer].numbers}
+    return Experiment(depth=depth, epochs=epochs, batch=batch, optimizer=optimizer, seed=seed, dtype=dtype, backend=backend,
+                      warmup=epochs / 7, milestones=(epochs * 3 / 4, epochs * 11 / 12), **numbers)
 
 
 def run(recipe: Experiment, folder: str | Path, progress: bool = True) -> bool:
@@ -44,16 +59,17 @@ def run(recipe: Experiment, folder: str | Path, progress: bool = True) -> bool:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    frame_after(recipe.usual(), recipe.steps, band=None)  # raises now if there is no conversion
+    METHODS[recipe.optimizer].scale_after(recipe.usual(), recipe.steps)  # raises now if there is no conversion
     usual = experiment.run(recipe, progress=progress, description=USUAL)
-    growing = remove_weight_decay(recipe.usual(), band=None)  # without rescaling: the paper's own form
-    converted = experiment.run(recipe, growing, progress=progress, description=EXPONENTIAL)
+    growing = replace(recipe, convert=True)
+    converted = experiment.run(growing, band=None, progress=progress, description=EXPONENTIAL)  # as in the paper, not rescaled
     runs = {USUAL: usual, EXPONENTIAL: converted}
     for name, one in zip(("usual", "exponential"), runs.values(), strict=True):
         one.history.write_csv(folder / f"{name}.csv")
     gap = np.abs(usual.history["loss"] - converted.history["loss"]).max()
     plots.compare({name: one.history for name, one in runs.items()}, "invariant", folder / "headline.png",
-                  f"The same training run twice: PreResNet-{recipe.depth} on digits, losses within {gap:.0e}")
+                  f"The same training run twice: PreResNet-{recipe.depth} on digits, losses within {gap:.0e}",
+                  degree=METHODS[recipe.optimizer].step.degree)
     print(table(recipe, runs, gap))
     print(f"figure and per-step numbers: {folder}/headline.png, usual.csv, exponential.csv")
     return bool(gap <= TOLERANCE[recipe.dtype])
@@ -61,7 +77,8 @@ def run(recipe: Experiment, folder: str | Path, progress: bool = True) -> bool:
 
 def table(recipe: Experiment, runs: Mapping[str, Run], gap: float) -> str:
     """What the two runs have in common and what differs, as text; `gap` is the largest between their losses."""
-    lines = [f"{'conv weights':30}" + "".join(f"{name:>32}" for name in runs)]
+    name = METHODS[recipe.optimizer].optimizer.__name__
+    lines = [f"{f'conv weights, {name}':30}" + "".join(f"{name:>32}" for name in runs)]
 
     def row(name, values):
         lines.append(f"{name:30}" + "".join(f"{value:>32}" for value in values))

@@ -130,7 +130,8 @@ def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimi
     _refuse(path, chain(differences(old, jsonable.loads(jsonable.dumps(new))), differences(kinds, now)))
     for group, optimizer in optimizers.items():
         drawn = list(islice(optimizer.schedule, steps[group]))
-        _refuse(path, _other_steps(group, rates.get(group, []), last.get(group), drawn))
+        _refuse(path, _other_steps(group, rates.get(group, []), last.get(group),
+                                    list(optimizer.as_taken(drawn))))
         rest, optimizer.schedule = optimizer.schedule, iter(drawn)
         optimizer.load_state_dict(facts["optimizers"][group] | _below(f"optimizer/{group}/", arrays))
         optimizer.schedule = rest

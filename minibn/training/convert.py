@@ -1,13 +1,17 @@
 """The optimisers of a converted run: scale-invariant parameters follow one schedule, the rest another."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import tee
+from typing import Any
 
 from minibn import nn
-from minibn.equivalence import remove_weight_decay
+from minibn.equivalence import converted_for, optimizer_for
 from minibn.invariance import Symmetries, symmetries
-from minibn.optim import SGD, Schedule
+from minibn.optim import Optimizer
+
+Make = Callable[[list[nn.Parameter]], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -15,8 +19,8 @@ class Conversion:
     """The result of `convert`. `str()` lists the converted parameters, and why the others are not.
 
     Attributes:
-        optimizers: {"invariant": SGD, "rest": SGD} for `fit`. "rest" is missing if nothing is left
-            for it.
+        optimizers: {"invariant": `Optimizer`, "rest": `Optimizer`} for `fit`. "rest" is missing if
+            nothing is left for it.
         names: the converted parameters, in network order.
         reasons: {name of every other parameter: why it keeps the given schedule}.
         eps: the largest eps of the network's normalisations. Above 0 the conversion is approximate.
@@ -24,7 +28,7 @@ class Conversion:
             their own, named after their first parameter. `fit(…, groups=…)` measures each of them.
     """
 
-    optimizers: dict[str, SGD]
+    optimizers: dict[str, Optimizer]
     names: tuple[str, ...]
     reasons: dict[str, str]
     eps: float = 0.0
@@ -36,36 +40,51 @@ class Conversion:
         return "\n".join(["converted: " + ", ".join(self.names), "as they were:" if kept else "as they were: none", *kept, *near])
 
 
-def convert(model: nn.Module, schedule: Schedule, names: Iterable[str] | None = None, *,
-            band: float | None = 2.0**32) -> Conversion:
+def convert(model: nn.Module, schedule: Iterable[Any], names: Iterable[str] | None = None, *,
+            rest: Iterable[Any] | None = None, band: float | None = 2.0**32) -> Conversion:
     """Optimisers that train `model` as `schedule` would, without weight decay where it can go.
 
-    The scale-invariant parameters follow `equivalence.remove_weight_decay(schedule)`, all others
-    `schedule` itself. If the normalisations have eps = 0, the network is the same at every step.
+    The scale-invariant parameters are trained without weight decay (`equivalence.converted_for`), all
+    others as `schedule` says. If the normalisations have eps = 0, the network is the same at every step.
 
     Args:
         model: an `nn.Module`.
-        schedule: iterable of `Step`. It is read once, for both optimisers.
+        schedule: iterable of step objects: `Step` for SGD, `AdamStep`, `LionStep` or `MuonStep`. It is
+            read once, for both optimisers. Its first step, read now, says which optimiser it is.
         names: the parameters to convert. None: all groups of `invariance.symmetries(model)`.
-        band: as in `remove_weight_decay`.
+        rest: schedule of all other parameters, of any kind. None: `schedule`. Muon trains matrices
+            only, so it needs one for the vectors, such as `AdamStep`s.
+        band: as in `equivalence.converted_for`.
 
     Returns:
         Conversion
 
     Raises:
         ValueError: `names` are not scale-invariant together (the message says why), or the network
-            has no scale-invariant parameters.
+            has no scale-invariant parameters; or an optimiser cannot train its parameters.
+
+    Example:
+        >>> import numpy as np
+        >>> from minibn import models, schedules
+        >>> from minibn.optim import AdamStep
+        >>> net = models.mlp((8,), in_features=64, eps=0.0, rng=np.random.default_rng(0))
+        >>> warm = schedules.warmup(10, schedules.cosine(1e-3, 100))
+        >>> found = convert(net, schedules.like(AdamStep(1e-3, weight_decay=0.1), warm))
+        >>> found.names, {name: type(one).__name__ for name, one in found.optimizers.items()}
+        (('linear1.weight',), {'invariant': 'Reframed', 'rest': 'AdamW'})
     """
     first, second = tee(schedule)
-    return split(model, remove_weight_decay(first, band=band), second, names)
+    return assign(model, partial(converted_for, schedule=first, band=band),
+                  partial(optimizer_for, schedule=second if rest is None else rest), names)
 
 
-def split(model: nn.Module, invariant: Schedule, rest: Schedule | None, names: Iterable[str] | None = None) -> Conversion:
+def split(model: nn.Module, invariant: Iterable[Any], rest: Iterable[Any] | None,
+          names: Iterable[str] | None = None) -> Conversion:
     """One optimiser for the scale-invariant parameters of `model` and one for all others.
 
     Args:
         model: an `nn.Module`.
-        invariant: schedule of the scale-invariant parameters.
+        invariant: schedule of the scale-invariant parameters, of any optimiser's step objects.
         rest: schedule of all other parameters. None: they get no optimiser and keep their values.
         names: the parameters that follow `invariant`. None: all groups of
             `invariance.symmetries(model)`.
@@ -76,6 +95,12 @@ def split(model: nn.Module, invariant: Schedule, rest: Schedule | None, names: I
     Raises:
         ValueError: as in `convert`.
     """
+    return assign(model, partial(optimizer_for, schedule=invariant),
+                  None if rest is None else partial(optimizer_for, schedule=rest), names)
+
+
+def assign(model: nn.Module, invariant: Make, rest: Make | None, names: Iterable[str] | None = None) -> Conversion:
+    """As `split`, with functions that make the optimiser from a list of parameters in place of the schedules."""
     found = symmetries(model)
     chosen = {name for group in found.groups for name in group} if names is None else set(names)
     if not chosen or not found.is_scale_invariant(chosen):
@@ -85,9 +110,9 @@ def split(model: nn.Module, invariant: Schedule, rest: Schedule | None, names: I
     parameters = dict(model.named_parameters())
     converted = [name for name in parameters if name in chosen]
     others = [name for name in parameters if name not in chosen]
-    optimizers = {"invariant": SGD([parameters[name] for name in converted], invariant)}
+    optimizers = {"invariant": invariant([parameters[name] for name in converted])}
     if others and rest is not None:
-        optimizers["rest"] = SGD([parameters[name] for name in others], rest)
+        optimizers["rest"] = rest([parameters[name] for name in others])
     finest = {name for group in found.groups for name in group}
     reasons = {name: "not among the names given" if name in finest else found.explain(name) for name in others}
     return Conversion(optimizers, tuple(converted), reasons, max(found.eps.values(), default=0.0), _groups(found, converted))

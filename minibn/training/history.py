@@ -16,10 +16,17 @@ class History:
 
         lr/NAME                 η of the step
         norm/NAME               |w| after the step
-        effective_lr/NAME       η / |w|², with |w| before the step (van Laarhoven, 2017)
+        effective_lr/NAME       η / |w|^(k+1), with |w| before the step (van Laarhoven, 2017): η / |w|² for
+                                SGD, η / |w| for AdamW, Lion and Muon
         angle/NAME              angle in radians by which the step turned w
-        predicted_angle/NAME    sqrt(2ηλ / (1+γ)), its prediction in equilibrium (`minibn.monitor`);
-                                NaN without weight decay
+        predicted_angle/NAME    √(2δ / D), its prediction in equilibrium: √(2ηλ / (1+γ)) for SGD,
+                                √(2ηλ (1-β1)/(1+β1)) for AdamW (`monitor.predicted_angle_of`)
+        predicted_norm/NAME     |w| in equilibrium: for AdamW and Lion from the step's numbers alone, for
+                                SGD and Muon from the size of this step's update, so it is as noisy as
+                                angle/NAME (`monitor.predicted_norm_here`)
+
+    Both predictions are NaN without weight decay, and where `monitor` has no formula (Nesterov). They are
+    for scale-invariant weights, and assume that gradients are mostly noise: see the top of `monitor`.
 
     The sets are the optimisers' parameters, each as one vector, and the `groups` given to `fit`. An
     effective lr is that of a layer only if the set is scale-invariant on its own: of an optimiser

@@ -58,7 +58,7 @@ def weights(watched: Mapping[str, Watched]) -> dict[str, list[Array]]:
 
 
 def measure(watched: Mapping[str, Watched], before: Mapping[str, list[Array]]) -> dict[str, Any]:
-    """The columns "lr/NAME" … "predicted_angle/NAME" of `History` for the latest update.
+    """The columns "lr/NAME" … "predicted_norm/NAME" of `History` for the latest update.
 
     `before` is `weights(watched)` from before that update. No number is read from the device.
     """
@@ -68,7 +68,8 @@ def measure(watched: Mapping[str, Watched], before: Mapping[str, list[Array]]) -
         assert step is not None, "measure needs an optimiser that has taken a step"
         norm, effective_lr, angle = monitor.measure(step, before[name], after)
         row |= {f"lr/{name}": step.lr, f"norm/{name}": norm, f"effective_lr/{name}": effective_lr, f"angle/{name}": angle,
-                f"predicted_angle/{name}": monitor.predicted_angle_of(step)}
+                f"predicted_angle/{name}": monitor.predicted_angle_of(step),
+                f"predicted_norm/{name}": monitor.predicted_norm_here(step, sum(math.prod(w.shape) for w in after), norm, angle)}
     return row
 
 

@@ -1,0 +1,1 @@
+"""The commands of `minibn`, one file each: `run` does it, `flags` reads what is given to it."""
