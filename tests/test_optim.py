@@ -67,6 +67,7 @@ numbers = st.one_of(st.floats(), st.sampled_from([0.0, -0.0, 1.0, -1.0, 1, math.
 
 @pytest.mark.parametrize("place", range(5))
 @given(st.tuples(*[st.sampled_from([0.0, 0.5, 0.9])] * 5), numbers)
+@example((0.5,) * 5, np.float32(0.5))
 def test_the_fast_way_to_a_step_gives_or_refuses_what_step_does(place, values, number):
     """All numbers that `Step` would refuse are refused, with its message; types come out as floats."""
     def made(make):
