@@ -124,7 +124,7 @@ def entry(module_name, name):
     if inspect.isfunction(value):
         return f".. autofunction:: {full}\n"
     if isinstance(value, (dict, list, tuple, set, str, int, float)):  # its own docstring would be that of its type
-        return f".. py:data:: {full}\n   :type: {type(value).__name__}\n"
+        return f".. py:data:: {name}\n   :module: {module_name}\n   :type: {type(value).__name__}\n"
     return f".. autodata:: {full}\n"
 
 
