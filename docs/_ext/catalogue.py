@@ -18,8 +18,9 @@ GROUPS = {
                     "minibn.paper.section3", "minibn.paper.section4", "minibn.training.checkpoint", "minibn.explore"],
     "Under the layers": ["minibn.kernels", "minibn.kernels.reference", "minibn.testing"],
 }
-OWN_INTERNALS = {"minibn.flags", "minibn.files", "minibn.jsonable", "minibn.progress", "minibn.__main__",
-                 "minibn.kernels.cpu", "minibn.kernels.device"}  # no one outside the package calls them
+OWN_INTERNALS = {"minibn.commands", "minibn.fields", "minibn.files", "minibn.flags", "minibn.jsonable",
+                 "minibn.optimizer_numbers", "minibn.progress", "minibn.__main__", "minibn.kernels.cpu",
+                 "minibn.kernels.device"}  # no one outside the package calls them
 MOVED = {"minibn.checkpoint", "minibn.cifar10", "minibn.convergence", "minibn.headline", "minibn.history", "minibn.toy"}
 COMMON = {"grad", "data", "step", "loss", "random", "weight", "bias", "scale", "load", "save", "run", "norm", "read", "of",
           "size", "steps", "last", "lookahead", "update"}  # in backticks, mostly not the public name that is spelled so
