@@ -64,7 +64,8 @@ def finish(name, doc, fig):
     """Save the picture, a small version of it and the claims, and fail unless every claim holds."""
     fig.savefig(flags.output / f"{name}.png", dpi=110)
     fig.savefig(flags.output / f"{name}-small.png", dpi=60)
-    verdict = {"title": doc.strip().splitlines()[0], "claims": _claims, "seconds": round(time.perf_counter() - _start, 1)}
+    title = ((doc or "").strip() or name).splitlines()[0]  # sphinx-gallery runs scripts without their docstring
+    verdict = {"title": title, "claims": _claims, "seconds": round(time.perf_counter() - _start, 1)}
     (flags.output / f"{name}.json").write_text(json.dumps(verdict, indent=1), encoding="utf-8")
     print(f"{flags.output}/{name}.png, {verdict['seconds']} s")
     if not all(c["holds"] for c in _claims):

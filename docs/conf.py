@@ -1,7 +1,7 @@
 """The documentation site. From the root of the repository:
 
     python -m sphinx -W docs docs/_build                       in under two minutes, with the committed pictures of the demos
-    python -m sphinx -W -D plot_gallery=1 docs docs/_build     the same, and runs every demo: ten minutes
+    python -m sphinx -W -D plot_gallery=1 docs docs/_build     the same, and runs every demo: a quarter of an hour
 """
 
 import sys

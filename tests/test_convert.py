@@ -162,7 +162,7 @@ def test_a_network_switches_form_in_mid_run(to_converted):
 
 
 def test_how_the_gap_grows_with_eps():
-    """The table of the README: run with `-s` to see it. The gap is of the order of eps until chaos takes over."""
+    """The table of what-to-know.md: run with `-s` to see it. The gap is of the order of eps until chaos takes over."""
     gaps = {}
     for eps in (0.0, 1e-12, 1e-9, 1e-7, 1e-5, 1e-3):
         usual, converted = (trained("preresnet", "batch", form, eps, steps=100) for form in ("usual", "converted"))

@@ -115,6 +115,7 @@ def test_every_public_name_is_in_the_reference(site):
     ("<∇L(w), w> = 0", r"\langle \nabla L(w) ,\  w \rangle = 0"),
     ("|w|² < √(a + b)", r"\lvert w \rvert^{2} < \sqrt{a + b}"),
     ("L(c w) = L(w)        for every c > 0", r"L(c w) = L(w) \qquad \text{for every}\ c > 0"),
+    ("a <- running_mean", r"a \leftarrow \text{running_mean}"),  # \text shows a backslash before _
     ("dW = xᵀ dy", r"\mathrm{d}W = x^{\mathsf{T}} \mathrm{d}y"),
 ])
 def test_a_formula_in_plain_characters_becomes_latex(plain, latex):
@@ -126,6 +127,15 @@ def test_a_formula_in_plain_characters_becomes_latex(plain, latex):
                                   "net = nn.Sequential(x)", "minibn.json      the facts"])
 def test_commands_code_and_tables_are_not_formulas(text):
     assert not formulas.is_formula(text)
+
+
+def test_a_module_whose_library_is_missing_has_a_page_that_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "modules", lambda: {"minibn.export": importlib.import_module("minibn.export")})
+    monkeypatch.setattr(catalogue, "page", lambda name, module: name)
+    catalogue.write(tmp_path)
+    assert catalogue.MISSING in (tmp_path / "minibn.pytorch.rst").read_text(encoding="utf-8")
+    assert (tmp_path / "minibn.export.rst").read_text(encoding="utf-8") == "minibn.export"
+    assert "   minibn.pytorch\n" in (tmp_path / "index.rst").read_text(encoding="utf-8")
 
 
 def test_docstrings_become_rest_with_links_formulas_and_tables():

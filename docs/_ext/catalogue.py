@@ -7,6 +7,7 @@ name is documented once, under the first of these modules that has it. `write` m
 import importlib
 import inspect
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 GROUPS = {
@@ -24,6 +25,9 @@ INTERNAL = {"minibn.flags", "minibn.files", "minibn.jsonable", "minibn.progress"
 MOVED = {"minibn.checkpoint", "minibn.cifar10", "minibn.convergence", "minibn.headline", "minibn.history", "minibn.toy"}
 COMMON = {"grad", "data", "step", "loss", "random", "weight", "bias", "scale", "load", "save", "run", "norm", "read",
           "of", "size", "keep", "steps", "last", "lookahead", "update"}  # in backticks, mostly not the public name spelled so
+
+MISSING = "This site was built without a library that the module needs: install its extra, and build the site again."
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def module(name):
@@ -88,6 +92,9 @@ def write(folder):
     """The reference's pages, one `MODULE.rst` per module, into `folder`; a page whose text is the same is left alone."""
     folder.mkdir(exist_ok=True)
     pages = {f"{name}.rst": page(name, loaded) for name, loaded in modules().items()}
+    exist = [name for names in GROUPS.values() for name in names if find(name)]
+    pages |= {f"{name}.rst": f"{heading(name, '=')}\n{MISSING}\n" for name in exist if name not in modules()}
+    pages["index.rst"] = index(exist)
     for old in folder.glob("*.rst"):
         if old.name not in pages:
             old.unlink()
@@ -95,6 +102,20 @@ def write(folder):
         file = folder / name
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
+
+
+def find(name):
+    """Whether there is a module of this name, importable or not."""
+    return Path(ROOT, *name.split(".")).is_dir() or Path(ROOT, *name.split(".")).with_suffix(".py").exists()
+
+
+def index(names):
+    """The first page of the reference: the modules in their groups."""
+    parts = [heading("Reference", "="), "Every public name, from its docstring. ``[source]`` beside a name shows the code.\n"]
+    for group, members in GROUPS.items():
+        entries = "\n".join(f"   {name}" for name in members if name in names)
+        parts.append(f"{heading(group, '-')}\n.. toctree::\n   :maxdepth: 2\n\n{entries}\n")
+    return "\n".join(parts)
 
 
 def page(name, loaded):
@@ -119,12 +140,12 @@ def entry(module_name, name):
     value = documented()[module_name, name]
     full = f"{module_name}.{name}"
     if inspect.isclass(value):
-        ours = any(base.__module__.startswith("minibn") for base in value.__bases__)
+        ours = any(base.__module__.startswith("minibn") and base.__name__[0] != "_" for base in value.__bases__)
         return f".. autoclass:: {full}\n   :members:\n" + ("   :show-inheritance:\n" if ours else "")
     if inspect.isfunction(value):
         return f".. autofunction:: {full}\n"
     if isinstance(value, (dict, list, tuple, set, str, int, float)):  # its own docstring would be that of its type
-        return f".. py:data:: {full}\n   :type: {type(value).__name__}\n"
+        return f".. py:data:: {name}\n   :module: {module_name}\n   :type: {type(value).__name__}\n"
     return f".. autodata:: {full}\n"
 
 

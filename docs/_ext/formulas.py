@@ -148,7 +148,7 @@ def _node(text, place, fractions):
     if kind in ("prefix", "differential", "root", "function"):
         return _with_next(text, end, kind, value, fractions)
     if kind in ("word", "name"):
-        node, end = _scripted(text, end, rf"\text{{{unicodedata.normalize('NFC', value)}}}".replace("_", r"\_"))
+        node, end = _scripted(text, end, rf"\text{{{unicodedata.normalize('NFC', value)}}}")
         if text[end:end + 1] == "(":  # a function's name
             argument, end = _node(text, end, fractions)
             return ("atom", node[1] + _bracketed(argument), None), end
@@ -183,7 +183,7 @@ def _letter(kind, value):
         mantissa = mantissa.replace(",", "{,}")
         power = rf"10^{{{int(exponent)}}}" if exponent else ""
         return rf"{mantissa} \cdot {power}" if power and mantissa != "1" else power or mantissa
-    return rf"\text{{{re.sub(r'([#$%&_{}])', lambda m: chr(92) + m[0], value)}}}"
+    return rf"\text{{{value}}}"
 
 
 def _with_next(text, end, kind, value, fractions):
