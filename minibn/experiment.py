@@ -12,7 +12,7 @@ import numpy as np
 
 from minibn import backend, data, equivalence, jsonable, models, nn, optimizer_numbers, schedules
 from minibn.data import Split
-from minibn.equivalence import METHODS
+from minibn.equivalence.methods import METHODS
 from minibn.fields import checked, flag
 from minibn.invariance import symmetries
 from minibn.optim import AdamStep, LionStep, MuonStep, Optimizer, Step, StepNumbers

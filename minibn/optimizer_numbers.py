@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from minibn.equivalence import METHODS
+from minibn.equivalence.methods import METHODS
 from minibn.optim import StepNumbers
 
 

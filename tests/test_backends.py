@@ -484,8 +484,9 @@ def test_unknown_libraries():
         Experiment(backend="jax")
 
 
-def test_an_experiment_saved_on_one_library_goes_on_on_another(backend_name, tmp_path, monkeypatch):
-    options = {"model": "mlp", "epochs": 2, "batch": 512, "dtype": "float64"}  # 4 steps
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_an_experiment_saved_on_one_library_goes_on_on_another(optimizer, backend_name, tmp_path, monkeypatch):
+    options = {"model": "mlp", "epochs": 2, "batch": 512, "dtype": "float64", "optimizer": optimizer, "convert": True}  # 4 steps
     path = tmp_path / "c.npz"
 
     def everything(run):

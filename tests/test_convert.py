@@ -1,16 +1,17 @@
 """training.convert and split: which parameters follow which schedule, and that training stays the same."""
 
+from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, repeat
 
 import numpy as np
 import pytest
 from common import NETWORKS, NORMS, PAIRS
 
 from minibn import data, models, nn, schedules
-from minibn.equivalence import frame_after, remove_weight_decay
+from minibn.equivalence import Reframed, frame_after, remove_weight_decay
 from minibn.invariance import symmetries
-from minibn.optim import SGD
+from minibn.optim import SGD, AdamStep, AdamW, Lion, LionStep, Muon, MuonStep
 from minibn.training import convert, fit, split
 
 
@@ -92,6 +93,41 @@ def test_names_of_another_choice_of_groups_are_a_group_of_their_own():
     found = convert(net, schedules.constant(0.1), ["two.bias", "two.weight"])
     assert found.names == ("two.weight", "two.bias")
     assert found.groups == {"two.weight": ("two.weight", "two.bias")}
+
+
+# ---- other optimisers ----
+
+
+def test_the_kind_of_steps_says_which_optimiser():
+    def net():
+        return NETWORKS["mlp"](norm=NORMS["batch"], eps=0.0, rng=np.random.default_rng(0), dtype="float64")
+
+    for step, kind in ((AdamStep(0.1), AdamW), (LionStep(0.1), Lion)):
+        found = convert(net(), repeat(step)).optimizers
+        assert [type(found["invariant"]), type(found["invariant"].optimizer), type(found["rest"])] == [Reframed, kind, kind]
+    with pytest.raises(ValueError, match="Muon trains matrices .* Give biases, gains and other vectors to an AdamW"):
+        convert(net(), repeat(MuonStep(0.1)))
+    found = convert(net(), repeat(MuonStep(0.1)), rest=repeat(AdamStep(0.01))).optimizers
+    assert [type(found["invariant"].optimizer), type(found["rest"])] == [Muon, AdamW]
+    assert all(p.data.ndim == 2 for p in found["invariant"].parameters)
+
+
+@pytest.mark.parametrize("kind", [AdamStep, LionStep, MuonStep])
+def test_a_whole_network_trains_in_the_same_way_under_every_optimiser(kind):
+    """20 steps; the largest gap of the losses. Without the growth of lr it is another run."""
+    digits, steps = data.digits("float64"), schedules.like(kind(0.0, weight_decay=2.0), schedules.cosine(0.02, 30))
+    steps = list(islice(steps, 20))
+    losses = []
+    for form in ("usual", "converted", "without decay"):
+        net = NETWORKS["mlp"](norm=NORMS["layer"], eps=0.0, rng=np.random.default_rng(0), dtype="float64")
+        rest = repeat(AdamStep(0.01))
+        bare = [replace(step, weight_decay=0.0) for step in steps]
+        found = convert(net, steps, rest=rest) if form == "converted" else split(net, steps if form == "usual" else bare, rest)
+        losses.append(fit(net, found.optimizers, digits.x_train[:64], digits.y_train[:64], epochs=10, batch_size=32,
+                          rng=np.random.default_rng(1), progress=False)["loss"])
+    usual, converted, without = losses
+    assert np.abs(usual - converted).max() < 1e-10
+    assert np.abs(usual - without).max() > 1e-4
 
 
 # ---- the theorem on real layers ----

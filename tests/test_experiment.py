@@ -171,7 +171,7 @@ def test_a_converted_run_resumes_from_a_checkpoint_bit_for_bit(optimizer, tmp_pa
 
     whole = train(one)
     assert whole["invariant/scale"] > 0.8  # P itself is below that
-    assert equivalence.METHODS[optimizer].scale_after(one.usual(), 10) < 0.8
+    assert equivalence.methods.METHODS[optimizer].scale_after(one.usual(), 10) < 0.8
     path = tmp_path / "run.npz"
     assert len(train(one, path=path, max_steps=6)["loss"]) == 6
     with pytest.raises(ValueError, match="is of another run: lr of 'invariant' at step 0 was"):

@@ -8,7 +8,7 @@ import pytest
 import minibn
 from minibn import equivalence
 from minibn.__main__ import main
-from minibn.equivalence import METHODS
+from minibn.equivalence.methods import METHODS
 from minibn.paper import headline
 from minibn.training import History, fit
 

@@ -129,7 +129,7 @@ def test_convert_writes_and_reads_the_numbers_of_every_optimiser(optimizer, caps
                "--steps", "40", "--warmup", "5"]
     assert main(setting) == 0
     out = capsys.readouterr().out
-    method = equivalence.METHODS[optimizer]
+    method = equivalence.methods.METHODS[optimizer]
     step = method.step(lr=1e-2, beta1=0.8, beta2=0.97, weight_decay=2, **({"eps": 1e-6} if optimizer == "adamw" else {}))
     usual = list(islice(schedules.like(step, schedules.warmup(5, schedules.cosine(1e-2, 40))), 40))
     there = list(export.read_csv(out.splitlines(), method.step))

@@ -13,7 +13,6 @@ from test_any_optimizer import KINDS, Sphere, assert_close, direction, random_st
 
 from minibn import nn
 from minibn.equivalence import (
-    METHODS,
     LionFrame,
     converted_for,
     lion,
@@ -22,6 +21,7 @@ from minibn.equivalence import (
     optimizer_for,
     undecayed,
 )
+from minibn.equivalence.methods import METHODS
 from minibn.optim import Lion, LionStep, Muon, MuonStep
 
 # ---- Lion as a schedule for stock Lion ----

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from minibn import optimizer_numbers
-from minibn.equivalence import METHODS
+from minibn.equivalence.methods import METHODS
 from minibn.experiment import Experiment
 from minibn.flags import Parser, number
 from minibn.optim import StepNumbers

@@ -10,7 +10,7 @@ from typing import Any
 
 from minibn import export, files, optimizer_numbers, schedules, tables
 from minibn.commands.common import step_flags
-from minibn.equivalence import METHODS
+from minibn.equivalence.methods import METHODS
 from minibn.flags import NOT_GIVEN, Parser, number
 from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from minibn import backend, experiment, files, jsonable, plots
 from minibn.commands.common import experiment_flags, folder
-from minibn.equivalence import METHODS
+from minibn.equivalence.methods import METHODS
 from minibn.experiment import Experiment
 from minibn.flags import GIVEN, Parser, number
 from minibn.training import interruption

@@ -22,10 +22,10 @@ from minibn.equivalence.closed_forms import (
     texp_plus_plus,
 )
 from minibn.equivalence.lion import LionFrame, lion_with_decay, lion_without_decay
-from minibn.equivalence.methods import METHODS, Method, converted_for, optimizer_for
+from minibn.equivalence.methods import Method, converted_for, optimizer_for
 from minibn.equivalence.streams import Frame, add_weight_decay, frame_after, remove_weight_decay
 
-__all__ = ["METHODS", "AdamFrame", "Frame", "LionFrame", "Method", "Reframed", "Transport", "adam_exponential", "adam_with_decay",
+__all__ = ["AdamFrame", "Frame", "LionFrame", "Method", "Reframed", "Transport", "adam_exponential", "adam_with_decay",
            "adam_without_decay", "add_weight_decay", "clip_global_norm", "converted_for", "decayed", "ema",
            "exponential_equivalent", "fixed_point", "frame_after", "instant_drops", "lion_with_decay", "lion_without_decay",
            "lookahead", "optimizer_for", "remove_weight_decay", "scale_after", "swa", "texp", "texp_minus_minus",

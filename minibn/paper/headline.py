@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from minibn import experiment, optimizer_numbers, plots
-from minibn.equivalence import METHODS
+from minibn.equivalence.methods import METHODS
 from minibn.experiment import FIELDS, Experiment, Run
 from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
 

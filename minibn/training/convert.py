@@ -7,7 +7,8 @@ from itertools import tee
 from typing import Any
 
 from minibn import nn
-from minibn.equivalence import converted_for, optimizer_for
+from minibn.equivalence import optimizer_for
+from minibn.equivalence.methods import method_of
 from minibn.invariance import Symmetries, symmetries
 from minibn.optim import Optimizer
 
@@ -51,9 +52,10 @@ def convert(model: nn.Module, schedule: Iterable[Any], names: Iterable[str] | No
         model: an `nn.Module`.
         schedule: iterable of step objects: `Step` for SGD, `AdamStep`, `LionStep` or `MuonStep`. It is
             read once, for both optimisers. Its first step, read now, says which optimiser it is.
-        names: the parameters to convert. None: all groups of `invariance.symmetries(model)`.
-        rest: schedule of all other parameters, of any kind. None: `schedule`. Muon trains matrices
-            only, so it needs one for the vectors, such as `AdamStep`s.
+        names: the parameters to convert. None: all groups of `invariance.symmetries(model)`; for Muon,
+            which trains matrices and kernels only, all groups of these.
+        rest: schedule of all other parameters, of any kind. None: `schedule`. With Muon give one for the
+            vectors, such as `AdamStep`s.
         band: as in `equivalence.converted_for`.
 
     Returns:
@@ -73,9 +75,10 @@ def convert(model: nn.Module, schedule: Iterable[Any], names: Iterable[str] | No
         >>> found.names, {name: type(one).__name__ for name, one in found.optimizers.items()}
         (('linear1.weight',), {'invariant': 'Reframed', 'rest': 'AdamW'})
     """
-    first, second = tee(schedule)
-    return assign(model, partial(converted_for, schedule=first, band=band),
-                  partial(optimizer_for, schedule=second if rest is None else rest), names)
+    method, steps = method_of(schedule)
+    first, second = tee(steps)
+    return assign(model, partial(method.converted, schedule=first, band=band),
+                  partial(optimizer_for, schedule=second if rest is None else rest), _chosen(model, method, names))
 
 
 def split(model: nn.Module, invariant: Iterable[Any], rest: Iterable[Any] | None,
@@ -86,8 +89,7 @@ def split(model: nn.Module, invariant: Iterable[Any], rest: Iterable[Any] | None
         model: an `nn.Module`.
         invariant: schedule of the scale-invariant parameters, of any optimiser's step objects.
         rest: schedule of all other parameters. None: they get no optimiser and keep their values.
-        names: the parameters that follow `invariant`. None: all groups of
-            `invariance.symmetries(model)`.
+        names: the parameters that follow `invariant`. None: as in `convert`.
 
     Returns:
         Conversion
@@ -95,8 +97,18 @@ def split(model: nn.Module, invariant: Iterable[Any], rest: Iterable[Any] | None
     Raises:
         ValueError: as in `convert`.
     """
-    return assign(model, partial(optimizer_for, schedule=invariant),
-                  None if rest is None else partial(optimizer_for, schedule=rest), names)
+    method, steps = method_of(invariant)
+    return assign(model, partial(method.optimizer, schedule=steps),
+                  None if rest is None else partial(optimizer_for, schedule=rest), _chosen(model, method, names))
+
+
+def _chosen(model, method, names):
+    """`names`; if there are none, for a method that trains matrices only, all groups of matrices."""
+    if names is not None or not method.others:
+        return names
+    parameters = dict(model.named_parameters())
+    groups = [group for group in symmetries(model).groups if all(len(parameters[name].data.shape) > 1 for name in group)]
+    return [name for group in groups for name in group]
 
 
 def assign(model: nn.Module, invariant: Make, rest: Make | None, names: Iterable[str] | None = None) -> Conversion:
@@ -114,7 +126,7 @@ def assign(model: nn.Module, invariant: Make, rest: Make | None, names: Iterable
     if others and rest is not None:
         optimizers["rest"] = rest([parameters[name] for name in others])
     finest = {name for group in found.groups for name in group}
-    reasons = {name: "not among the names given" if name in finest else found.explain(name) for name in others}
+    reasons = {name: "not among those to convert" if name in finest else found.explain(name) for name in others}
     return Conversion(optimizers, tuple(converted), reasons, max(found.eps.values(), default=0.0), _groups(found, converted))
 
 
