@@ -21,14 +21,30 @@ def target(path: str | os.PathLike) -> Path:
     Raises:
         IsADirectoryError: `path` is a folder, or ends as one does.
         FileNotFoundError: its folder is missing.
+        OSError: the link leads to itself.
     """
     given = os.path.expanduser(os.fsdecode(path))
     place = Path(os.path.realpath(given))
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, "this link leads to itself; give the name of a file", str(path))
     if not given or given.endswith(("/", os.sep)) or place.is_dir():
         raise IsADirectoryError(errno.EISDIR, "this is a folder; give the name of a file", str(path))
     if not place.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {place.parent}; make it first", str(path))
     return place
+
+
+def reading(path: str | os.PathLike) -> BinaryIO:
+    """The file at `path`, open for reading bytes. `~` is the home folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it is a folder, a pipe or a device, which may never end.
+    """
+    given = os.path.expanduser(os.fsdecode(path))
+    if not os.path.isdir(given) and os.path.exists(given) and not os.path.isfile(given):
+        raise OSError(errno.EINVAL, "this is a pipe or a device; give a file", str(path))
+    return open(given, "rb")
 
 
 @contextmanager
