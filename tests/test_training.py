@@ -140,7 +140,7 @@ def test_training_arguments():
                              ({"every": 1.5}, "every must be a whole number of at least 1, got 1.5"),
                              ({"max_steps": -1}, "max_steps must be a whole number of at least 0, got -1"),
                              ({"batch_size": 51}, "number of examples, 50; got 51"),
-                             ({"threads": 0}, "count must be at least 1, got 0")):
+                             ({"threads": 0}, "count must be a whole number of at least 1, got 0")):
         with pytest.raises(ValueError, match=message):
             Run().fit(**options)
 
