@@ -1,6 +1,6 @@
 """`python -m demos`: run all demos, or some by name, and leave their pictures and verdicts in a folder.
 
-    python -m demos                         all, about 8 minutes on two cores
+    python -m demos                         all, about 15 minutes on two cores
     python -m demos toy texp --quick        those whose names contain one of the words, in small
     python -m demos --gallery               all, and renew the pictures and measured claims of the documentation's gallery
     python -m demos texp --data fashion-mnist --path /usr/share/datasets/fashion-mnist       on other images; hours

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ _parser.add_argument("--data", choices=list(DATA), default="digits", help="image
 _parser.add_argument("--path", help="where they are, if they are not the digits")
 _parser.add_argument("--no-checksum", action="store_true", help="they need not be the original files")
 flags, _ = _parser.parse_known_args()  # an editor's notebook kernel has flags of its own
+flags.quick = flags.quick or os.environ.get("MINIBN_QUICK", "0") not in ("", "0")  # where there is no command line
 images = {"data": flags.data, "path": flags.path, "checksum": not flags.no_checksum}  # of an `Experiment`
 flags.output.mkdir(parents=True, exist_ok=True)
 _start = time.perf_counter()

@@ -46,6 +46,7 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = "minibn"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_context = {"repository": "https://github.com/minibn/minibn"}
 html_theme_options = {"top_of_page_buttons": []}

@@ -18,11 +18,12 @@ GROUPS = {
                     "minibn.paper.section3", "minibn.paper.section4", "minibn.training.checkpoint", "minibn.explore"],
     "Under the layers": ["minibn.kernels", "minibn.kernels.reference", "minibn.testing"],
 }
-OWN_INTERNALS = {"minibn.flags", "minibn.files", "minibn.jsonable", "minibn.progress", "minibn.__main__",
-                 "minibn.kernels.cpu", "minibn.kernels.device"}  # no one outside the package calls them
+# Modules that no one outside the package calls, and earlier import paths of modules that have moved.
+INTERNAL = {"minibn.flags", "minibn.files", "minibn.jsonable", "minibn.progress", "minibn.__main__", "minibn.commands",
+            "minibn.fields", "minibn.optimizer_numbers", "minibn.kernels.cpu", "minibn.kernels.device"}
 MOVED = {"minibn.checkpoint", "minibn.cifar10", "minibn.convergence", "minibn.headline", "minibn.history", "minibn.toy"}
-COMMON = {"grad", "data", "step", "loss", "random", "weight", "bias", "scale", "load", "save", "run", "norm", "read", "of",
-          "size", "steps", "last", "lookahead", "update"}  # in backticks, mostly not the public name that is spelled so
+COMMON = {"grad", "data", "step", "loss", "random", "weight", "bias", "scale", "load", "save", "run", "norm", "read",
+          "of", "size", "keep", "steps", "last", "lookahead", "update"}  # in backticks, mostly not the public name spelled so
 
 
 def module(name):
@@ -120,7 +121,11 @@ def entry(module_name, name):
     if inspect.isclass(value):
         ours = any(base.__module__.startswith("minibn") for base in value.__bases__)
         return f".. autoclass:: {full}\n   :members:\n" + ("   :show-inheritance:\n" if ours else "")
-    return f".. autofunction:: {full}\n" if callable(value) and hasattr(value, "__code__") else f".. autodata:: {full}\n"
+    if inspect.isfunction(value):
+        return f".. autofunction:: {full}\n"
+    if isinstance(value, (dict, list, tuple, set, str, int, float)):  # its own docstring would be that of its type
+        return f".. py:data:: {full}\n   :type: {type(value).__name__}\n"
+    return f".. autodata:: {full}\n"
 
 
 def heading(text, line):

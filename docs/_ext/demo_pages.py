@@ -11,7 +11,7 @@ import shutil
 
 import docstrings
 
-HELPERS = ("lab", "torch_script")
+HELPERS = ("lab", "torch_script", "gpt_torch_script")
 
 
 def prepare(demos, pictures, folder, executed):
@@ -37,8 +37,8 @@ HEADER = """Demos
 One script for each claim of the paper, and for what this library adds to it. Each page has the text, the code, the picture and
 what was measured. At its end are the script and a notebook to download: the notebook needs ``minibn`` and nothing else.
 
-``python -m demos`` runs all of them in about eight minutes on two cores; ``python -m demos toy texp`` those with such names, and
-``--quick`` in small.
+``python -m demos`` runs all of them in about a quarter of an hour on two cores; ``python -m demos toy texp`` those with such
+names, and ``--quick`` in small.
 
 """
 

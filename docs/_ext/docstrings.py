@@ -29,7 +29,9 @@ def to_rest(lines, scope):
             end = place
             while end < len(lines) and (lines[end].startswith(("    ", "|")) or not lines[end].strip()):
                 end += 1
-            result += ["", *_block("\n".join(lines[place:end]).rstrip(), scope), ""]
+            whole = "\n".join(lines[place:end]).rstrip()
+            blocks = [whole] if ">>>" in whole else re.split(r"\n\s*\n", whole)
+            result += [line for block in blocks for line in ("", *_block(block, scope), "")]
         else:
             end = place + 1
             hanging = re.match(r"(?:Shapes|Forward|Backward): |[-*] |\d+\. ", lines[place])

@@ -22,8 +22,8 @@ OPERATORS = {"<->": r"\leftrightarrow", "<-": r"\leftarrow", "->": r"\to", "<=":
              ",": ",", ";": ";", ":": r"\colon", ".": ".", "@": r"\mathbin{@}", "Σ": r"\sum", "∏": r"\prod"}
 RELATIONS = {"<-", "->", "<=", ">=", "=", "<", ">", "≤", "≥", "≈", "≠", "→", "←", "∈", "!=", "+="}
 SYMBOLS = {"∞": r"\infty", "…": r"\dots", "...": r"\dots", "½": r"\tfrac12", "%": r"\%", "°": r"^\circ", "∘": r"\circ"}
-FUNCTIONS = re.findall(r"\w+", "min max log ln exp sin cos tan arcsin arccos arctan arctan2 atan2 sqrt sign sgn abs mean std var "
-                       "softmax onehot silu sigmoid orthogonal rms tr")
+FUNCTIONS = re.findall(r"\w+", "min max log ln exp sin cos tan arcsin arccos arctan arctan2 atan2 sqrt sign sgn abs "
+                       "softmax onehot silu sigmoid orthogonal")
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 WORD = (r"[A-Za-z]{2,}(?:[-'][A-Za-z]+)*"
         rf"(?: (?!(?:{'|'.join(FUNCTIONS)})\b)(?:[A-Za-z]{{2,}}|a|I)(?![\w(^'\u0300-\u036f]))*")
@@ -128,6 +128,8 @@ def _node(text, place, fractions):
             return ("text", r"\mid", None), end
         nodes, end = _sequence(text, end, closer, fractions)
         body = _join(nodes, fractions)
+        if value == "(" and _is_fraction(nodes, fractions) and not SCRIPTS.match(text, end):
+            return ("atom", body, body), end  # its bar does what the brackets did
         left, right = {"|": (r"\lvert ", r" \rvert"), "{": (r"\{", r"\}")}.get(value, (value, closer))
         if r"\frac" in body or r"\sqrt" in body:
             left, right = rf"\left{left}", rf"\right{right}"
@@ -149,9 +151,23 @@ def _node(text, place, fractions):
         node, end = _scripted(text, end, rf"\text{{{unicodedata.normalize('NFC', value)}}}".replace("_", r"\_"))
         if text[end:end + 1] == "(":  # a function's name
             argument, end = _node(text, end, fractions)
-            return ("atom", node[1] + argument[1], None), end
+            return ("atom", node[1] + _bracketed(argument), None), end
         return ("text" if " " in value else "word", node[1], None), end
-    return _scripted(text, end, _letter(kind, value))
+    node, end = _scripted(text, end, _letter(kind, value))
+    if kind == "letter" and text[end:end + 1] == "(":  # L(w)
+        argument, end = _node(text, end, fractions)
+        node = ("atom", node[1] + _bracketed(argument), None)
+    return node, end
+
+
+def _is_fraction(nodes, fractions):
+    divided = _divided(nodes) if fractions else nodes
+    return len(divided) == 1 and divided[0][1].startswith(r"\frac")
+
+
+def _bracketed(argument):
+    """A function's argument, in brackets also where it is a fraction."""
+    return argument[1] if argument[1].startswith(("(", r"\left(")) else rf"\left({argument[1]}\right)"
 
 
 def _letter(kind, value):
@@ -177,8 +193,8 @@ def _with_next(text, end, kind, value, fractions):
         if value == "sqrt" and text[end:end + 1] == "(":
             value, kind = "√", "root"
         elif text[end:end + 1] == "(":
-            node, end = _node(text, end, fractions)
-            return ("atom", head[1] + node[1], None), end
+            argument, end = _node(text, end, fractions)
+            return ("atom", head[1] + _bracketed(argument), None), end
         else:
             return ("operator" if text[end:end + 1] == " " else "atom", head[1], None), end
     while kind == "root" and text[end:end + 1] == " ":
@@ -243,7 +259,7 @@ def _join(nodes, fractions, align=False):
             text += " "
         text += body + (r"\ " if body in (",", ";") else "")
         last = kind
-    return text
+    return text.removesuffix(r"\ ")
 
 
 def _divided(nodes):

@@ -19,7 +19,7 @@ class Formulas(SphinxTransform):
     default_priority = 450
 
     def apply(self, **_):
-        if not self.env.doc2path(self.env.docname).endswith(".md"):
+        if not str(self.env.doc2path(self.env.docname)).endswith(".md"):
             return
         for block in list(self.document.findall(nodes.literal_block)):
             if block.get("language", "none") in ("none", "default", "text") and formulas.is_formula(block.astext()):
@@ -63,7 +63,7 @@ def module_of(relative):
 
 def viewable():
     """The modules whose source the site has: those that define a public name."""
-    return {getattr(value, "__module__", name) for (name, _), value in catalogue.documented().items()}
+    return {value.__module__ for value in catalogue.documented().values() if hasattr(value, "__module__")}
 
 
 def setup(app):
