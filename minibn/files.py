@@ -67,7 +67,7 @@ def replacing(path: str | os.PathLike, *, commit: bool = True) -> Iterator[Binar
     """
     place = target(path)
     if place.exists() and not place.is_file():
-        with open(place, "wb") as device:
+        with _named(path, place), open(place, "wb") as device:
             yield device
         return
     earlier = place.stat() if place.exists() else None
@@ -80,21 +80,33 @@ def replacing(path: str | os.PathLike, *, commit: bool = True) -> Iterator[Binar
     except OSError as error:
         raise OSError(error.errno, f"no file can be made in its folder: {error.strerror}", str(path)) from error
     try:
-        with open(handle, "wb") as file:
-            with suppress(OSError):  # some file systems know no locks
-                _lock(file)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if earlier:
-            with suppress(OSError, AttributeError):  # only root may give a file to another user
-                os.chown(temporary, earlier.st_uid, earlier.st_gid)
-            os.chmod(temporary, earlier.st_mode & 0o7777)
-        if commit:
-            os.replace(temporary, place)
-            _sync_folder(place.parent)
+        with _named(path, temporary):
+            with open(handle, "wb") as file:
+                with suppress(OSError):  # some file systems know no locks
+                    _lock(file)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if earlier:
+                with suppress(OSError, AttributeError):  # only root may give a file to another user
+                    os.chown(temporary, earlier.st_uid, earlier.st_gid)
+                os.chmod(temporary, earlier.st_mode & 0o7777)
+            if commit:
+                os.replace(temporary, place)
+                _sync_folder(place.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path, place):
+    """Let an OSError name the file as the caller does: one of a write names none, and that of another name is no help."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(place)):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def _stem(place):

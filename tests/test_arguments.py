@@ -23,7 +23,8 @@ def test_fit_needs_whole_numbers(name, monkeypatch):
     for bad in WHOLE:
         if (name, bad) in (("max_steps", None), ("threads", None)) or (name == "max_steps" and bad == 0 and bad is not False):
             continue
-        with pytest.raises(ValueError, match=r"(epochs|batch_size|every|max_steps|threads: count) must be a whole number of at least"):
+        called = "count" if name == "threads" else name
+        with pytest.raises(ValueError, match=f"{called} must be a whole number of at least [01], got"):
             Run().fit(**{name: bad})
 
 
@@ -67,7 +68,7 @@ def test_fit_says_what_it_needs(options, message, monkeypatch):
         Run().fit(**options)
 
 
-@pytest.mark.parametrize("rng", [None, 0, np.random, np.random.RandomState(0), np.random.PCG64(0)], ids=lambda rng: type(rng).__name__)
+@pytest.mark.parametrize("rng", [None, 0, np.random, np.random.RandomState(0), np.random.PCG64(0)], ids=lambda x: type(x))
 def test_a_seed_is_not_a_generator(rng):
     run = Run()
     run.rng = rng
@@ -77,6 +78,7 @@ def test_a_seed_is_not_a_generator(rng):
         data.batches(run.x, run.y, 4, rng=rng)
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_a_matrix_is_refused_as_its_rows_are_not_arrays():
     with pytest.raises(TypeError, match="x is a numpy.matrix, whose rows are not arrays; give np.asarray"):
         data.check_array("x", np.matrix([[1.0, 2.0]]))
