@@ -145,6 +145,25 @@ def test_training_arguments():
             Run().fit(**options)
 
 
+def test_a_parameter_of_two_optimisers_is_refused():
+    run = Run()
+    run.optimizers["again"] = SGD(run.optimizers["rest"].parameters[:1], schedules.constant(0.1))
+    with pytest.raises(ValueError, match="parameter 0 of the optimiser 'again' is one of 'rest', too, and would be updated"):
+        run.fit()
+
+
+def test_one_stream_for_two_optimisers_is_refused_and_one_constant_is_not():
+    def go(schedule):
+        run = Run()
+        parameters = run.net.parameters()
+        run.optimizers = {"a": SGD(parameters[:2], schedule), "b": SGD(parameters[2:], schedule)}
+        return run.fit()
+
+    with pytest.raises(ValueError, match="the optimisers 'a' and 'b' have one schedule, .* make one for each"):
+        go(schedules.cosine(0.1, 20))
+    assert set(go(schedules.constant(0.1))["lr/b"]) == {0.1}
+
+
 class Squares:
     """Mean square of the difference between logits (N, K) and onehot(y)."""
 
