@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 
 from minibn import backend
-from minibn.commands import compare, convert, sweep, symmetries, train
+from minibn.commands import compare, convert, explore, sweep, symmetries, train
 from minibn.flags import Parser
 from minibn.training.interruption import Stopped
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 COMMANDS: dict[str, tuple[Callable[..., int], Callable[[], Parser]]]
 COMMANDS = {"train": (train.run, train.flags), "sweep": (sweep.run, sweep.flags), "convert": (convert.run, convert.flags),
-            "symmetries": (symmetries.run, symmetries.flags)}
+            "symmetries": (symmetries.run, symmetries.flags), "explore": (explore.run, explore.flags)}
 
 if __name__ == "__main__":
     sys.exit(main())

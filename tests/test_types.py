@@ -9,7 +9,7 @@ import pytest
 
 import minibn
 
-NEEDS = {"minibn.pytorch": "torch", "minibn.optax": "optax"}
+NEEDS = {"minibn.pytorch": "torch", "minibn.optax": "optax", "minibn.explore.app": "marimo"}
 MODULES = [info.name for info in pkgutil.walk_packages(minibn.__path__, "minibn.", onerror=lambda name: None)
            if all(find_spec(other) or not info.name.startswith(name) for name, other in NEEDS.items())]
 SPECIAL = ("__init__", "__call__", "__getitem__", "__iter__", "__len__")

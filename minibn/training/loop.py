@@ -56,7 +56,7 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
 
     Args:
         model: an `nn.Module`.
-        optimizers: {name: SGD}. Two groups of weights are two optimisers, each with its own
+        optimizers: {name: `Optimizer`}. Two groups of weights are two optimisers, each with its own
             schedule. Together they should hold all parameters that are to be trained.
         x, y: training inputs (N, …) and labels (N,). Each batch is moved to the model's device.
         epochs: number of passes through the data.
