@@ -81,7 +81,7 @@ def measure(ours, theirs, shape, turns):
 def main():
     options = bench.flags(__doc__)
     batch, turns = (4, 1) if options.quick else (128, 15)
-    gemm, copy = bench.gemm_peak(), bench.copy_peak()
+    gemm, copy = bench.gemm_peak(size=128 if options.quick else 1536), bench.copy_peak()
     rows = []
     for name, pair, shape in cases(batch):
         seconds, size = measure(*pair, shape, turns)

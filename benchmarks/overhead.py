@@ -22,9 +22,9 @@ USUAL = {"momentum": 0.9, "weight_decay": 5e-4}
 
 def main():
     options = bench.flags(__doc__)
-    turns = 2 if options.quick else 9
-    rows = [*imports(turns), *converters(10_000 if options.quick else 300_000, turns), *sgd(turns),
-            *toy_problem(20 if options.quick else 1000, turns), *([] if options.quick else main_job())]
+    turns = 1 if options.quick else 9
+    rows = [*imports(turns), *converters(1000 if options.quick else 300_000, turns), *sgd(turns),
+            *toy_problem(*((2, turns, 20) if options.quick else (1000, turns))), *([] if options.quick else main_job())]
     bench.report("overhead", bench.table(["what", "measured"], rows), options)
 
 

@@ -8,10 +8,15 @@ On a GPU the CPU queues work and goes on; code that asks for a number waits unti
 of training asks for none: losses and norms stay 0-d arrays where they are, until `read` fetches many of them at once.
 """
 
+import os
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import islice
 from numbers import Real
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -125,6 +130,12 @@ class BackendError(RuntimeError):
 def library(name: str) -> tuple[Namespace, Any]:
     """(namespace, device) of an array library by name.
 
+    Of several GPUs it is the library's current one, as a rule the first. Choose another by the environment variable
+    `CUDA_VISIBLE_DEVICES=1`; or run everything inside `with cupy.cuda.Device(1):` or `with torch.cuda.device(1):`. minibn
+    computes on one GPU.
+
+    CuPy compiles each kernel at its first use. Where nothing is compiled yet, a line on stderr says so.
+
     Args:
         name: "numpy"; "cupy"; "torch", on its GPU if it has one; or, for checks, "array_api_strict", on the second of its
             devices, where it is an error to mix in an array of the first.
@@ -133,7 +144,7 @@ def library(name: str) -> tuple[Namespace, Any]:
         ValueError: another name.
         BackendError: the library is not installed, or CuPy has no GPU that works; the message is one sentence.
     """
-    packages = {"cupy": "cupy-cuda12x or cupy-cuda13x", "torch": "torch", "array_api_strict": "array-api-strict"}
+    packages = {"cupy": "'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'", "torch": "torch", "array_api_strict": "array-api-strict"}
     if name not in ("numpy", *packages):
         raise ValueError(f"backend must be one of {['numpy', *packages]}, got {name!r}")
     if find_spec(name) is None:
@@ -150,4 +161,14 @@ def library(name: str) -> tuple[Namespace, Any]:
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise BackendError(f"backend 'cupy' was asked for but finds no GPU it can use here ({why}): run it where there is an "
                                "NVIDIA GPU with a driver for this CuPy, or choose 'numpy' or 'torch'") from error
+        _announce_compilation()
     return found, where
+
+
+@cache
+def _announce_compilation():
+    """Once per process: say that the first steps will be slow, unless CuPy's folder has compiled kernels already."""
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser()
+    if sum(1 for _ in islice(folder.glob("*.cubin"), 30)) < 30:  # the check above compiles one or two, training some 60
+        print(f"minibn: CuPy compiles its kernels at their first use, so the first steps take up to a minute longer; "
+              f"later runs find them in {folder}", file=sys.stderr)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from common import NETWORKS, NORMS
 from conftest import others
+from cupy_double import in_place_of_cupy
 from packaging.requirements import Requirement
 
 from minibn import backend, data, experiment, kernels, models, monitor, nn, schedules
@@ -456,7 +457,7 @@ def refused(flags, capsys):
 def test_a_library_that_is_not_installed(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
-    for name, advice in {"cupy": "cupy-cuda12x or cupy-cuda13x", "torch": "torch"}.items():
+    for name, advice in {"cupy": "'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'", "torch": "torch"}.items():
         assert refused([*command, "--backend", name], capsys) == (
             f"minibn: backend {name!r} was asked for but is not installed: pip install {advice}")
 
@@ -475,6 +476,22 @@ def test_cupy_without_a_gpu(command, capsys, tmp_path, monkeypatch):
     assert refused([*command, "--backend", "cupy"], capsys) == (
         "minibn: backend 'cupy' was asked for but finds no GPU it can use here (OSError: cudaErrorInsufficientDriver: the driver "
         "is too old): run it where there is an NVIDIA GPU with a driver for this CuPy, or choose 'numpy' or 'torch'")
+
+
+def test_the_first_run_of_cupy_announces_that_it_compiles(capsys, tmp_path, monkeypatch):
+    """Once per process, and not where some thirty kernels are compiled already."""
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    with in_place_of_cupy():
+        for kernels_there, lines in ((2, 1), (30, 0)):
+            for i in range(kernels_there):
+                (tmp_path / f"{i}.cubin").touch()
+            backend._announce_compilation.cache_clear()
+            backend.library("cupy")
+            backend.library("cupy")
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert [line.split(",")[0] for line in err.splitlines()] == [
+                "minibn: CuPy compiles its kernels at their first use"] * lines
 
 
 def test_unknown_libraries():
@@ -558,6 +575,10 @@ def test_the_cupy_that_was_looked_at_is_that_of_the_extras():
     extras = [Requirement(setup["options.extras_require"][extra].strip()) for extra in ("cuda12", "cuda13")]
     assert importlib.import_module("cupy").__version__ in extras[0].specifier & extras[1].specifier
     assert all("<" in str(extra.specifier) for extra in extras)
+    assert all(extra.extras == {"ctk"} for extra in extras)  # CUDA's libraries, for machines that have only the driver
+    lines = (PACKAGE.parent / ".ci" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    (in_ci,) = (Requirement(line) for line in lines if line.startswith("cupy"))
+    assert (in_ci.specifier, in_ci.extras) == (extras[0].specifier, set())  # names only: no gigabytes
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.name != "backend.py"],

@@ -1,5 +1,6 @@
 """The benchmarks run, and their contenders train the same network; what they measure decides nothing here."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -29,21 +30,49 @@ def test_contenders_train_the_same_network(depth, monkeypatch):
     np.testing.assert_allclose(ours(x), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["train_step", "layers", "scaling", "overhead"])
-def test_a_benchmark_prints_its_table(name):
+def run(name, capsys, monkeypatch):
+    """What `python benchmarks/NAME.py --quick` prints, as a list of the table's rows; in this process, which is faster."""
     pytest.importorskip("torch")
-    command = [sys.executable, f"benchmarks/{name}.py", "--quick"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ") and "---" not in line]
-    assert len(rows) > 5
-    numbers = [re.match(r"([\d.,e+-]+) \(", cell) for row in rows[1:] for cell in row[1:]]
-    measured = [float(number[1].replace(",", "")) for number in numbers if number]
-    assert measured
-    assert min(measured) > 0
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick"])
+    importlib.import_module(name).main()
+    lines = capsys.readouterr().out.splitlines()
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert f"<!-- {name}: written by python benchmarks/{name}.py --write -->\n" in page
     assert f"<!-- end of {name} -->" in page
+    return [line.strip("| ").split(" | ") for line in lines if line.startswith("| ") and "---" not in line]
+
+
+@pytest.mark.parametrize("name", ["train_step", "layers", "scaling", "overhead", "launches"])
+def test_a_benchmark_prints_its_table(name, capsys, monkeypatch):
+    rows = run(name, capsys, monkeypatch)
+    assert len(rows) > 5
+    numbers = [re.match(r"([\d.,e+-]+)( \(|$)", cell) for row in rows[1:] for cell in row[1:]]
+    measured = [float(number[1].replace(",", "")) for number in numbers if number and number[1] != "-"]
+    assert measured
+    assert min(measured) >= 0
+    assert max(measured) > 0
+
+
+def test_the_gpu_benchmark_runs_on_the_stand_in_and_says_so(capsys, monkeypatch):
+    """Each row about CuPy is computed and none is an error; the others say that there is no GPU."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(importlib.import_module("gpu"), "why_no_gpu", lambda: "no GPU here")
+    rows = {row[0]: row for row in run("gpu", capsys, monkeypatch)[1:]}
+    assert "waits: 0" in rows["waits in a step on CuPy"][-1]
+    assert "same bits twice: True" in rows["NumPy's numbers on CuPy, float64"][-1]
+    assert float(rows["step: minibn on CuPy"][1]) > 0
+    assert "no GPU" in rows["tests marked gpu"][-1]
+    assert not any("error" in row[-1] for row in rows.values())
+
+
+def test_without_a_gpu_the_gpu_benchmark_stops_with_a_sentence(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(gpu, "why_no_gpu", lambda: "no GPU here")
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match=r"^gpu\.py: no GPU here\. With --quick it runs here, on a stand-in"):
+        gpu.main()
 
 
 def test_the_cost_of_a_report_is_counted():

@@ -1,6 +1,7 @@
 """Step and SGD: each does what its docstring says, and refuses what it cannot do."""
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from minibn import backend, nn, schedules
 from minibn.equivalence import remove_weight_decay
 from minibn.optim import SGD, Step, update
+from minibn.optim.sgd import step_of
 
 
 def numbers(low, high):
@@ -58,6 +60,26 @@ def test_steps_out_of_range(bad):
     (name, value), = bad.items()
     with pytest.raises(ValueError, match=f"Step needs .*{name}.*; got {name}={value}"):
         Step(**{"lr": 0.1, **bad})
+
+
+numbers = st.one_of(st.floats(), st.sampled_from([0.0, -0.0, 1.0, -1.0, 1, math.inf, -math.inf, math.nan, np.float32(0.5)]))
+
+
+@pytest.mark.parametrize("place", range(5))
+@given(st.tuples(*[st.sampled_from([0.0, 0.5, 0.9])] * 5), numbers)
+@example((0.5,) * 5, np.float32(0.5))
+def test_the_fast_way_to_a_step_gives_or_refuses_what_step_does(place, values, number):
+    """All numbers that `Step` would refuse are refused, with its message; types come out as floats."""
+    def made(make):
+        try:
+            step = make()
+        except ValueError as error:
+            return str(error)
+        return [(type(number), repr(number)) for number in astuple(step)]
+
+    values = (*values[:place], number, *values[place + 1 :])
+    lr, momentum, decay, lookahead, shrink = values
+    assert made(lambda: step_of(*values)) == made(lambda: Step(lr, momentum, decay, lookahead=lookahead, shrink=shrink))
 
 
 def test_sgd_errors():

@@ -39,6 +39,7 @@ from typing import NamedTuple
 
 from minibn.backend import Array
 from minibn.optim import Schedule, Step
+from minibn.optim.sgd import step_of
 
 
 class Frame(NamedTuple):
@@ -235,7 +236,11 @@ def remove_step(step: Step, frame: Frame, band: float | None = None, t: int = 0)
     if new_lr == math.inf:
         raise OverflowError(f"step {t}: the converted learning rate has left float range (the weights would be "
                             f"{scale:.3g} times smaller with weight decay); use band=2.0**32, the default")
-    converted = Step(new_lr, momentum * q * b / new_q, rescale=rescale, lookahead=lookahead * alpha / new_q)
+    new_momentum, new_lookahead = momentum * q * b / new_q, lookahead * alpha / new_q
+    if rescale == 1:
+        converted = step_of(new_lr, new_momentum, 0.0, new_lookahead, 0.0)
+    else:
+        converted = Step(new_lr, new_momentum, rescale=rescale, lookahead=new_lookahead)
     return converted, Frame(new_scale, drag / alpha, new_q)
 
 
@@ -273,5 +278,5 @@ def add_step(step: Step, frame: Frame, weight_decay: float, shrink: float = 0.0,
         raise ValueError(f"step {t} (lr={step.lr}, momentum={step.momentum}, lookahead={step.lookahead}) has no equal "
                          f"with weight_decay={weight_decay}, shrink={shrink}; give a smaller weight decay")
     lookahead = step.lookahead * keep / room
-    restated = Step(c / (1 + lookahead), r * (1 + lookahead), weight_decay, lookahead=lookahead, shrink=shrink)
+    restated = step_of(c / (1 + lookahead), r * (1 + lookahead), weight_decay, lookahead, shrink)
     return restated, remove_step(restated, Frame(scale, kappa, q), t=t)[1]

@@ -1,7 +1,7 @@
 """SGD with momentum and weight decay: `Step`, the numbers of one update, and the update itself in four lines."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import frexp, inf
 from typing import ClassVar, TypeAlias
 
@@ -56,6 +56,29 @@ class Step(StepNumbers):
 
 
 Schedule: TypeAlias = Iterable[Step]
+_SETTERS = [vars(Step)[field.name].__set__ for field in fields(Step)]  # of a frozen dataclass, past its refusal to be changed
+_set_lr, _set_momentum, _set_weight_decay, _set_kick, _set_rescale, _set_lookahead, _set_shrink = _SETTERS
+
+
+def step_of(lr: float, momentum: float, weight_decay: float, lookahead: float, shrink: float) -> Step:
+    """`Step(lr, momentum, weight_decay, lookahead=lookahead, shrink=shrink)`, some three times as fast.
+
+    For the inner loops of the conversions, which make a Step from Python floats nearly always. Floats within `Step.limits`
+    are stored as they are. Everything else goes to `Step`, which converts or refuses it.
+    """
+    if not (type(lr) is type(momentum) is type(weight_decay) is type(lookahead) is type(shrink) is float
+            and 0.0 <= lr < inf and 0.0 <= momentum < inf and 0.0 <= weight_decay < inf and -1.0 < lookahead < inf
+            and 0.0 <= shrink < 1.0):
+        return Step(lr, momentum, weight_decay, lookahead=lookahead, shrink=shrink)
+    step = object.__new__(Step)
+    _set_lr(step, lr)
+    _set_momentum(step, momentum)
+    _set_weight_decay(step, weight_decay)
+    _set_kick(step, 0.0)
+    _set_rescale(step, 1.0)
+    _set_lookahead(step, lookahead)
+    _set_shrink(step, shrink)
+    return step
 
 
 def update(step: Step, w: Array, v: Array, g: Array) -> tuple[Array, Array]:

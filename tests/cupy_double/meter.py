@@ -64,6 +64,9 @@ def touched(array):
 
 @contextmanager
 def counting():
-    """Yields `Counts` of what is done inside; complete when the block ends."""
+    """Yields `Counts` of what is done inside."""
     METER.reset()
-    yield METER.counts
+    try:
+        yield METER.counts
+    finally:
+        METER.reset()
