@@ -8,10 +8,12 @@ at c w. First measured on a PreResNet, with eps = 0 and the usual 1e-5; then dra
 from itertools import islice
 
 import lab
+import matplotlib.pyplot as plt
 import numpy as np
 
 from minibn import data, invariance, models, schedules
 from minibn.equivalence import remove_weight_decay
+from minibn.explore import toys
 
 # %% Scale all convolutions of a PreResNet by c; a perfect answer is a gap of 0 in both.
 digits = data.digits("float64")
@@ -32,60 +34,56 @@ def gaps(eps):
     return [invariance.probe(of_convs, parameters, convs, scales=[c]) for c in scales]
 
 
-exact, usual = gaps(0.0), gaps(1e-5)
+exact, usual_eps = gaps(0.0), gaps(1e-5)
 
-# %% A loss of two weights that depends on their direction only, and three ways down from the same start.
-minimum, learning_rate, weight_decay = 0.6, 0.25, 0.2
-
-
-def loss(w1, w2):
-    angle = np.arctan2(w2, w1) - minimum
-    return 1 - np.cos(angle) + 0.3 * np.sin(2 * angle) ** 2
+# %% A loss of two weights that depends on their direction only, and two ways down from the same start.
+learning_rate, weight_decay, steps = 0.25, 0.2, 20
 
 
-def gradient(w):
-    angle = np.arctan2(w[1], w[0]) - minimum
-    slope = np.sin(angle) + 0.6 * np.sin(4 * angle)
-    return slope * np.array([-w[1], w[0]]) / (w @ w)
-
-
-def descend(schedule, steps):
-    path = [np.array([-0.35, 1.1])]
+def descend(schedule):
+    path = [toys.START]
     for step in islice(schedule, steps):
         w = path[-1]
-        path.append(w - step.lr * (gradient(w) + step.weight_decay * w))
+        path.append(w - step.lr * (toys.landscape_gradient(w) + step.weight_decay * w))
     return np.array(path)
 
 
-steps = 22
-decay = schedules.constant(learning_rate, weight_decay=weight_decay)
-paths = {"gradient descent": descend(schedules.constant(learning_rate), steps),
-         "with weight decay": descend(decay, steps),
-         "without, growing lr": descend(remove_weight_decay(schedules.constant(learning_rate, weight_decay=weight_decay)), steps)}
+usual = schedules.constant(learning_rate, weight_decay=weight_decay)
+paths = {"with weight decay": descend(usual),
+         "without, growing lr": descend(remove_weight_decay(schedules.constant(learning_rate, weight_decay=weight_decay)))}
 
 # %%
-figure, (left, right) = lab.figure(width=9.5, height=5)
-for probes, label in ((exact, "eps = 0"), (usual, "eps = 1e-5")):
-    left.loglog(scales, [max(p.value_gap, 1e-17) for p in probes], "o-", label=f"logits, {label}")
-    left.loglog(scales, [max(p.gradient_gap, 1e-17) for p in probes], "s--", label=f"c · gradient, {label}")
-left.set(xlabel="all convolutions times c", ylabel="relative change", ylim=(1e-17, 1e6), title="A PreResNet's weights, scaled")
-left.legend(loc="upper right")
-grid = np.linspace(-0.9, 2.2, 400), np.linspace(-0.1, 1.9, 340)
-right.contourf(*grid, loss(*np.meshgrid(*grid)), levels=30, cmap="YlGnBu", alpha=0.6)
-for a, b in zip(paths["with weight decay"], paths["without, growing lr"], strict=True):
-    right.plot(*zip((0, 0), max(a, b, key=np.linalg.norm), strict=True), color="black", linewidth=0.4)
-for (label, path), marker in zip(paths.items(), "^so", strict=True):
-    right.plot(*path.T, marker=marker, markersize=5, label=label)
-around = np.array([[r * np.cos(a), r * np.sin(a)] for r in (0.5, 0.9, 1.5) for a in (1.25, 2.0)])
-right.quiver(*around.T, *-np.array([gradient(w) for w in around]).T, angles="xy", scale=9, width=0.006, label="-gradient")
-right.set(xlim=(-0.9, 2.2), ylim=(-0.1, 1.9), aspect="equal", xlabel="w₁", ylabel="w₂", title="A loss of two weights")
-right.grid(visible=False)
-right.legend(loc="lower right", fontsize=11, frameon=True)
+figure = plt.figure(figsize=(11, 7))
+places = figure.add_gridspec(2, 2, width_ratios=(1.7, 1))
+plane, polar = figure.add_subplot(places[:, 0]), figure.add_subplot(places[0, 1], projection="polar")
+probed = figure.add_subplot(places[1, 1])
+x, y = np.meshgrid(np.linspace(-0.6, 1.5, 500), np.linspace(-0.1, 1.5, 400))
+plane.imshow(toys.landscape(np.arctan2(y, x)), extent=(-0.6, 1.5, -0.1, 1.5), origin="lower", cmap="Greys_r", alpha=0.4)
+for both in zip(*paths.values(), strict=True):
+    plane.plot(*zip((0, 0), max(both, key=np.linalg.norm), strict=True), color="black", linewidth=0.6, alpha=0.4)
+styles = [{"linewidth": 7, "alpha": 0.55, "marker": "o", "markersize": 10},
+          {"linewidth": 2, "linestyle": "--", "marker": "o", "markersize": 5}]
+for path, style in zip(paths.values(), styles, strict=True):
+    plane.plot(*path.T, **style)
+    polar.plot(np.arctan2(path[:, 1], path[:, 0]), range(steps + 1), **style)
+bold = {"textcoords": "offset points", "weight": "bold"}
+plane.annotate("start", toys.START, (-16, -24), **bold)
+plane.annotate("with weight decay", paths["with weight decay"][-1], (24, -18), color="#004c7a", **bold)
+plane.annotate("without, growing lr", paths["without, growing lr"][5], (0, 12), color="#8a3c00", **bold)
+plane.set(xlabel="w₁", ylabel="w₂", title="Two weights: at each step both runs lie on one ray\n(the darker, the lower the loss)")
+plane.grid(visible=False)
+polar.set(thetamin=0, thetamax=120, rmax=steps + 1, rticks=[0, 10, 20],
+          title="Directions; outwards, steps:\nboth runs spiral alike")
+for probes, label, marker in ((exact, "eps = 0", "o-"), (usual_eps, "eps = 1e-5", "s--")):
+    probed.loglog(scales, [max(p.value_gap, p.gradient_gap, 1e-17) for p in probes], marker, markersize=5, label=label)
+probed.set(xlabel="all convolutions times c", ylabel="relative change", ylim=(1e-17, 1e6),
+           title="A PreResNet's logits and\nc · gradient, weights scaled by c")
+probed.legend(loc="upper right")
 
 # %%
 worst = max(max(p.value_gap, p.gradient_gap, p.inner_product) for p in exact)
 lab.claim("with eps = 0 logits do not change and the gradient shrinks as 1/c, over twelve decades of c",
-          f"largest relative change {worst:.0e} (with eps = 1e-5: {max(p.value_gap for p in usual):.1g})", worst < 1e-9)
+          f"largest relative change {worst:.0e} (with eps = 1e-5: {max(p.value_gap for p in usual_eps):.1g})", worst < 1e-9)
 one, other = paths["with weight decay"], paths["without, growing lr"]
 angles = np.arctan2(*one.T) - np.arctan2(*other.T)
 lab.claim("weight decay and a growing learning rate turn the two weights by the same angle at every step",

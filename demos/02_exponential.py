@@ -22,13 +22,13 @@ without = experiment.run(exponential, description="growing lr").history
 figure, axes = lab.figure(1, 3, width=10)
 epoch = with_decay["step"] / constant.steps_per_epoch
 for history, label, style in ((with_decay, "constant lr, weight decay", lab.WIDE),
-                              (without, "growing lr, none", {})):
+                              (without, "growing lr, no weight decay", {})):
     axes[0].semilogy(epoch, history["loss"], label=label, **style)
     axes[1].semilogy(epoch, history["lr/invariant"], label=label, **style)
     axes[2].semilogy(epoch, history["norm/invariant"], label=label, **style)
 for axis, title in zip(axes, ("training loss of the batch", "learning rate", "norm of the weights |w|"), strict=True):
     axis.set(xlabel="epoch", title=title)
-axes[1].legend(loc="upper left")
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 # %%
 gap = np.abs(with_decay["loss"] - without["loss"]).max()

@@ -43,7 +43,7 @@ for i, (name, results) in enumerate(runs.items()):
         axes[2].plot(np.arange(1, epochs + 1), history["loss"].reshape(-1, per_epoch).mean(axis=1), **style)
 for axis, title in zip(axes, ("learning rate", "effective lr, lr / |w|²", "training loss per epoch"), strict=True):
     axis.set(xlabel="epoch", title=title)
-axes[0].legend()
+axes[0].legend(title=f"a line for each of\n{len(results)} seeds", title_fontsize=11)
 
 
 # %%

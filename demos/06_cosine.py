@@ -19,14 +19,14 @@ other = experiment.run(experiment.Experiment(convert=True, **settings), descript
 
 # %%
 figure, axes = lab.figure(1, 3, width=10)
-for run, label, style in ((one, "cosine, weight decay", lab.WIDE), (other, "counterpart, none", {})):
+for run, label, style in ((one, "cosine, weight decay", lab.WIDE), (other, "its counterpart, no weight decay", {})):
     epoch = run.history["step"] / usual.steps_per_epoch
     axes[0].semilogy(epoch, run.history["loss"], label=label, **style)
     axes[1].semilogy(epoch[:-1], run.history["lr/invariant"][:-1], label=label, **style)
     axes[2].semilogy(epoch[:-1], run.history["effective_lr/invariant"][:-1], label=label, **style)
 for axis, title in zip(axes, ("training loss of the batch", "learning rate", "effective lr, lr / |w|²"), strict=True):
     axis.set(xlabel="epoch", title=title)
-axes[1].legend()
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 # %%
 gap = np.abs(one.history["loss"] - other.history["loss"]).max()

@@ -53,7 +53,7 @@ for axis, unit, title in ((axes[1], "rad", "angle per step"), (axes[2], "", "nor
     axis.set_yticks(ticks, map(str, ticks))
     axis.set(xlabel=f"predicted {unit}", ylabel=f"measured {unit}", title=title)
 axes[0].set(xlabel="step", title="angle per step [rad]\n(dotted: predicted)")
-axes[1].legend(fontsize=9)
+figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 # %%
 angles = np.array([r["angle"] / r["predicted angle"] for r in results])

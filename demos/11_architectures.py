@@ -7,6 +7,7 @@ rescaling there is, and a measurement on the network itself agrees.
 # %%
 import lab
 import numpy as np
+from matplotlib.colors import ListedColormap
 
 from minibn import data, invariance, models, nn
 from minibn.experiment import MODELS, NORMS
@@ -65,11 +66,11 @@ early = invariance.symmetries(build("early shortcut", "batch", True))
 print(early.explain("stem.weight"), "\n")
 
 # %%
-figure, axis = lab.figure(1, 1, width=9.5, height=5.2)
-axis.imshow(answers, cmap="RdYlGn", vmin=-0.4, vmax=1.4, aspect="auto", alpha=0.6)
+figure, axis = lab.figure(1, 1, width=9.5, height=6.4)
+axis.imshow(answers, cmap=ListedColormap(["#f6c9a4", "#b5d8ee"]), vmin=0, vmax=1, aspect="auto")
 for (i, j), text in table.items():
-    axis.text(j, i, text, ha="center", va="center", fontsize=11)
-axis.set(title="Scale-invariant with all hidden weights together? (green: yes, red: no)")
+    axis.text(j, i, f"{'yes' if answers[i, j] else 'no'}\n{text}", ha="center", va="center", fontsize=11)
+axis.set(title="Scale-invariant with all hidden weights together? (blue: yes, orange: no)")
 axis.set_xticks(range(len(columns)), [f"{norm}\n{'γ, β' if affine else 'no γ, β'}" for norm, affine in columns])
 axis.set_yticks(range(len(names)), [name.replace(" the last", "\nthe last") for name in names])
 axis.grid(visible=False)
