@@ -214,8 +214,8 @@ class Loss:
 
 def _variance(name, args, kwargs):
     """What eps is added to in this normalisation, or nearly so."""
-    x, *more = (*args, *(kwargs[key] for key in ("input", "normalized_shape", "num_groups") if key in kwargs))
-    x = x.detach()
+    given = [*args, *(kwargs[key] for key in ("input", "normalized_shape", "num_groups") if key in kwargs)]
+    x, more = given[0].detach(), given[1:]
     if name == "batch_norm":
         return x.var([i for i in range(x.ndim) if i != 1], unbiased=False)
     if name in ("group_norm", "instance_norm"):
