@@ -22,9 +22,10 @@ import torch_script  # noqa: E402
 # %%
 torch.set_num_threads(1)  # as fast as two, for so small a network
 epochs = lab.size(20, 2)
-usual, converted = (torch_script.train(line, epochs, eps=1e-30) for line in (False, True))
-adamw, converted_adamw = (torch_script.train(line, epochs, eps=1e-30, adamw=True) for line in (False, True))
-usual_eps, converted_eps = (torch_script.train(line, epochs, eps=1e-5) for line in (False, True))
+converted, converted_eps = (torch_script.train(True, epochs, eps) for eps in (1e-30, 1e-5))
+usual, usual_eps = (torch_script.train(False, epochs, eps, found=run[2])
+                    for eps, run in ((1e-30, converted), (1e-5, converted_eps)))
+adamw, converted_adamw = (torch_script.train(line, epochs, 1e-30, adamw=True, found=converted[2]) for line in (False, True))
 
 print(converted[2], "\n")  # what may be converted, measured
 

@@ -47,10 +47,11 @@ def images(dtype=torch.float64):
     return x, torch.tensor(split.y_train), x_test, torch.tensor(split.y_test)
 
 
-def train(converted, epochs, eps=1e-5, batch_size=64, adamw=False):
+def train(converted, epochs, eps=1e-5, batch_size=64, adamw=False, found=None):
     """Returns {"loss", "norm", "effective_lr": one number per step, "validation": one per epoch}, the model and its report.
 
-    The first three are of the weights as they are held; gradients are clipped by their norm.
+    The first three are of the weights as they are held; gradients are clipped by their norm. `found`: the report of a model
+    of the same kind, in place of a new one.
     """
     ranks, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
     x, y, x_test, y_test = images()
@@ -65,7 +66,7 @@ def train(converted, epochs, eps=1e-5, batch_size=64, adamw=False):
     scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [
         torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=steps // 10),
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - steps // 10)], [steps // 10])
-    found = report(model, lambda model: F.cross_entropy(model(x[:32]), y[:32]))
+    found = found.of(model) if found else report(model, lambda model: F.cross_entropy(model(x[:32]), y[:32]))
     if converted:
         remove_weight_decay(optimizer, found)  # the one line
     log = {"loss": [], "norm": [], "effective_lr": [], "validation": []}
@@ -93,8 +94,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}.store", rank=int(os.environ["RANK"]),
                                    world_size=int(os.environ["WORLD_SIZE"]), timeout=datetime.timedelta(seconds=60))
-    runs = [train(converted, epochs=int(sys.argv[2]), eps=1e-30) for converted in (False, True)]
-    np.savez(f"{sys.argv[1]}-{distributed.get_rank()}.npz", usual=runs[0][0]["loss"], converted=runs[1][0]["loss"],
-             weight=runs[1][1][0].weight.detach().numpy())
+    converted = train(True, epochs=int(sys.argv[2]), eps=1e-30)
+    usual = train(False, epochs=int(sys.argv[2]), eps=1e-30, found=converted[2])
+    np.savez(f"{sys.argv[1]}-{distributed.get_rank()}.npz", usual=usual[0]["loss"], converted=converted[0]["loss"],
+             weight=converted[1][0].weight.detach().numpy())
     distributed.barrier()
     distributed.destroy_process_group()

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nminibn: stopped{f'; {stopped}' if str(stopped) else ''}", file=sys.stderr)
         return 130
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
         parser.exit(2, f"minibn: {parser.in_flags(what)}\n")
     except (ValueError, TypeError, ArithmeticError, MemoryError, ImportError, BrokenExecutor, backend.BackendError) as error:
         what = f"not enough memory: {error}" if isinstance(error, MemoryError) else str(error)

@@ -1,6 +1,7 @@
 """Fields of a dataclass that say what they may be: for checks at the start, and as flags on the command line."""
 
 import math
+import sys
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import Field, field
 from typing import Any
@@ -36,7 +37,7 @@ def checked(f: Field, value: Any) -> Any:
     elif kind in (int, float):
         if value is None and f.default is None:
             return None
-        if not _is_number(value) or (kind is int and not isinstance(value, int)) or not low <= value < below:
+        if not _is_number(value) or (kind is int and not isinstance(value, int)) or not low <= _finite(value) < below:
             limits = f"of at least {low}" + ("" if below == math.inf else f" and below {below:g}")
             raise ValueError(f"{f.name} must be a {'whole ' if kind is int else ''}number {limits}, got {value!r}")
         return kind(value)
@@ -45,6 +46,11 @@ def checked(f: Field, value: Any) -> Any:
     if choices and value not in choices:
         raise ValueError(f"{f.name} must be one of {list(choices)}, got {value!r}")
     return value
+
+
+def _finite(value):
+    """`value`; infinity if it is beyond the largest float."""
+    return value if abs(value) <= sys.float_info.max else math.inf
 
 
 def _is_number(value):

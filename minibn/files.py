@@ -21,14 +21,30 @@ def target(path: str | os.PathLike) -> Path:
     Raises:
         IsADirectoryError: `path` is a folder, or ends as one does.
         FileNotFoundError: its folder is missing.
+        OSError: the link leads to itself.
     """
     given = os.path.expanduser(os.fsdecode(path))
     place = Path(os.path.realpath(given))
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, "this link leads to itself; give the name of a file", str(path))
     if not given or given.endswith(("/", os.sep)) or place.is_dir():
         raise IsADirectoryError(errno.EISDIR, "this is a folder; give the name of a file", str(path))
     if not place.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {place.parent}; make it first", str(path))
     return place
+
+
+def reading(path: str | os.PathLike) -> BinaryIO:
+    """The file at `path`, open for reading bytes. `~` is the home folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it is a folder, a pipe or a device, which may never end.
+    """
+    given = os.path.expanduser(os.fsdecode(path))
+    if not os.path.isdir(given) and os.path.exists(given) and not os.path.isfile(given):
+        raise OSError(errno.EINVAL, "this is a pipe or a device; give a file", str(path))
+    return open(given, "rb")
 
 
 @contextmanager
@@ -51,7 +67,7 @@ def replacing(path: str | os.PathLike, *, commit: bool = True) -> Iterator[Binar
     """
     place = target(path)
     if place.exists() and not place.is_file():
-        with open(place, "wb") as device:
+        with _named(path, place), open(place, "wb") as device:
             yield device
         return
     earlier = place.stat() if place.exists() else None
@@ -64,21 +80,33 @@ def replacing(path: str | os.PathLike, *, commit: bool = True) -> Iterator[Binar
     except OSError as error:
         raise OSError(error.errno, f"no file can be made in its folder: {error.strerror}", str(path)) from error
     try:
-        with open(handle, "wb") as file:
-            with suppress(OSError):  # some file systems know no locks
-                _lock(file)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if earlier:
-            with suppress(OSError, AttributeError):  # only root may give a file to another user
-                os.chown(temporary, earlier.st_uid, earlier.st_gid)
-            os.chmod(temporary, earlier.st_mode & 0o7777)
-        if commit:
-            os.replace(temporary, place)
-            _sync_folder(place.parent)
+        with _named(path, temporary):
+            with open(handle, "wb") as file:
+                with suppress(OSError):  # some file systems know no locks
+                    _lock(file)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if earlier:
+                with suppress(OSError, AttributeError):  # only root may give a file to another user
+                    os.chown(temporary, earlier.st_uid, earlier.st_gid)
+                os.chmod(temporary, earlier.st_mode & 0o7777)
+            if commit:
+                os.replace(temporary, place)
+                _sync_folder(place.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path, place):
+    """Let an OSError name the file as the caller does: one of a write names none, and that of another name is no help."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(place)):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def _stem(place):

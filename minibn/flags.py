@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-from minibn import __version__
+from minibn import __version__, tables
 
 
 class _Any:
@@ -21,6 +21,7 @@ class _Any:
         return value is not None
 
 
+WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 GIVEN: Container = _Any()
 NOT_GIVEN: Container = (None,)
 
@@ -101,6 +102,8 @@ class Parser(argparse.ArgumentParser):
                     if value not in acts:
                         self.error(f"{given[flag.dest]} has no effect {self._with(other, value)}; {self._advice(other, acts)}")
             for value in found[flag.dest] if isinstance(found[flag.dest], list) else [found[flag.dest]]:
+                if value == "":
+                    self.error(f"{given[flag.dest]} is empty; give a value, or leave it out")
                 if flag.needs.get(value, flag.dest) not in given:
                     self.error(f"{given[flag.dest]} {value} needs --{flag.needs[value]}")
         return found
@@ -113,7 +116,8 @@ class Parser(argparse.ArgumentParser):
             message = re.sub(rf"(?<![\w.-]){word}=False\b", no[0] if no else f"no {flag}", message)
             message = re.sub(rf"(?<![\w.-]){word}=(['\"]?)([^\s,;:)'\"]+)\1", rf"{flag} \2", message)
             message = re.sub(rf"(?<![\w.-]){word}(?= must )", flag, message)
-        return message
+            message = re.sub(rf"\b(needs|takes no|give|with) {word}(?= '|[.;,]|$)", rf"\1 {flag}", message)
+        return re.sub(r"^\w+: (?=--)", "", message)  # the name of a function
 
     def _with(self, other, value):
         flag = next((flag for flag in self.flags if flag.dest == other), None)
@@ -135,10 +139,10 @@ def number(kind: type, low: float, high: float = math.inf, *, below: float = mat
 
     def parse(text):
         try:
-            value = kind(text)
+            value = kind(tables.number(text)) if kind is float else int(text) if WHOLE.fullmatch(text) else None
         except ValueError:
             value = None
-        if value is None or not low <= value <= high or not value < below or math.isinf(value):
+        if value is None or not low <= value <= high or not value < below or value == math.inf:
             limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
             limits += "" if below == math.inf else f" and below {below}"
             raise argparse.ArgumentTypeError(f"needs {'a whole' if kind is int else 'a'} number {limits}, got {text!r}")

@@ -85,7 +85,7 @@ def _plain(value, name):
         return [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
-    if hasattr(value, "tolist") and hasattr(value, "dtype"):  # an array of any library, or a number of NumPy
+    if hasattr(value, "tolist") and hasattr(value, "dtype") and not isinstance(value, type):  # an array, or a number of NumPy
         listed = value.tolist()
         if isinstance(listed, (bool, int, float, str, list)):
             return _plain(listed, name)

@@ -25,7 +25,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from minibn import experiment, jsonable
+from minibn import experiment, files, jsonable
 from minibn.progress import bar
 from minibn.training.interruption import Stopped
 
@@ -72,6 +72,7 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
     Raises:
         TypeError: a configuration is no dict, or JSON cannot hold it. The message names the key.
         ValueError: the file does not hold a sweep. It is left as it is.
+        OSError: it cannot be written, or is a folder, a pipe or a device.
         BrokenExecutor: a worker died, for example from lack of memory. The finished runs are in the
             file.
     """
@@ -82,7 +83,7 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
         if not isinstance(configuration, Mapping):
             raise TypeError(f"configuration {i} must be a dict, got {configuration!r} of type {type(configuration).__name__}")
         wanted.setdefault(_key(configuration, f"configuration {i}"), configuration)
-    old, length = _read(path)
+    old, length = _read(path) if os.path.lexists(path) else ([], 0)
     records = {_key(record["configuration"], "a record"): record for record in old}
     todo = {key: c for key, c in wanted.items() if key not in records or (retry and "error" in records[key])}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     """The records in a sweep's file, oldest first, without a last line that a kill cut short.
 
     Raises:
+        OSError: there is no such file, or it is a folder, a pipe or a device.
         ValueError: another line is not a record.
     """
     return _read(Path(path).expanduser())[0]
@@ -175,7 +177,8 @@ def _key(configuration, name):
 
 def _read(path):
     """(records, length of the file up to the end of the last whole one). ValueError where something else is in it."""
-    content = path.read_bytes() if path.exists() else b""
+    with files.reading(path) as file:
+        content = file.read()
     whole = content.rfind(b"\n") + 1
     records = []
     for number, line in enumerate(content[:whole].splitlines(), 1):

@@ -1,6 +1,8 @@
 """CSV tables as people have them: from spreadsheets, pandas, editors and other systems."""
 
 import csv
+import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator
 
@@ -14,14 +16,22 @@ def read(lines: Iterable[str], name: str) -> tuple[list[str], Iterator[tuple[int
     A byte-order mark, empty lines, commas at the end of lines, any line ends and pandas' column of row
     numbers are passed over.
 
+    Columns are parted by commas, or, where the header has none, by semicolons or tabs. With semicolons, as
+    spreadsheets write in many countries, `0,5` is a half.
+
     Args:
         lines: an open text file, or any iterable of lines. Rows are read as they are used.
         name: how errors call the table.
 
     Raises:
+        TypeError: `lines` is a path, or has lines of bytes.
         ValueError: there is no header, it has a name twice, or a row is cut short or too long.
     """
-    reader = csv.reader(_without_mark(lines), strict=True)
+    if isinstance(lines, (str, bytes, os.PathLike)):
+        raise TypeError(f"{name} must be an open text file or a list of lines, got {lines!r}; give open({lines!r})")
+    start, lines = _header(lines, name)
+    separator = next((s for s in ",;\t" if s in start), ",")
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     rows = ((number, row) for number, row in _numbered(reader, name) if any(map(str.strip, row)))
     _, header = next(rows, (0, []))
     names = [cell.strip() for cell in header]
@@ -37,7 +47,8 @@ def read(lines: Iterable[str], name: str) -> tuple[list[str], Iterator[tuple[int
             if len(row) < len(names) or any(map(str.strip, row[len(names):])):
                 raise ValueError(f"line {number} of {name}, {_short(row)!r}, has {len(row)} numbers for {len(names)} columns: "
                                  f"{names}")
-            yield number, {names[i]: row[i].strip() for i in kept}
+            cells = [cell.strip().replace(",", ".") if separator == ";" else cell.strip() for cell in row]
+            yield number, {names[i]: cells[i] for i in kept}
 
     return [names[i] for i in kept], named()
 
@@ -53,6 +64,18 @@ def number(text: str) -> float:
     return float(text)
 
 
+def whole(text: str) -> int:
+    """The whole number that `text` spells, exactly; "3.0", as pandas may write it, is 3.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = number(text)
+    if not value.is_integer():
+        raise ValueError(f"{_short([text])!r} is not a whole number")
+    return int(text) if text.lstrip("+-").isdigit() else int(value)
+
+
 def _numbered(reader, name):
     while True:
         try:
@@ -64,9 +87,17 @@ def _numbered(reader, name):
         yield reader.line_num, row
 
 
-def _without_mark(lines):
-    for i, line in enumerate(lines):
-        yield line.removeprefix("\ufeff") if i == 0 else line
+def _header(lines, name):
+    """The first line that is not empty, without a byte-order mark, and an iterator of all lines from the first one on."""
+    lines = iter(lines)
+    seen: list[str] = []
+    for line in lines:
+        if not isinstance(line, str):
+            raise TypeError(f"{name} must have lines of text, got {type(line).__name__}; open the file in text mode")
+        seen.append(line if seen else line.removeprefix("\ufeff"))
+        if seen[-1].strip():
+            break
+    return seen[-1] if seen else "", itertools.chain(seen, lines)
 
 
 def _short(row):

@@ -59,19 +59,19 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class LayerScale(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width, start):
         super().__init__()
-        self.scale = nn.Parameter(torch.full((width, 1, 1), 0.1))
+        self.scale = nn.Parameter(torch.full((width, 1, 1), start))
 
     def forward(self, x):
         return x * self.scale
 
 
-def convnext(width=4, size=7, ratio=2):
+def convnext(width=4, size=7, ratio=2, layer_scale=1e-6):
     def block():
         return Residual(nn.Sequential(conv(width, width, size, bias=True, groups=width), LayerNorm2d(width, EPS),
                                       conv(width, ratio * width, 1, bias=True), nn.GELU(),
-                                      conv(ratio * width, width, 1, bias=True), LayerScale(width)))
+                                      conv(ratio * width, width, 1, bias=True), LayerScale(width, layer_scale)))
     stem = [nn.Conv2d(3, width, 2, 2), LayerNorm2d(width, EPS)]
     return nn.Sequential(*stem, block(), block(), LayerNorm2d(width, EPS), *head(width))
 

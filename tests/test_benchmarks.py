@@ -1,7 +1,9 @@
 """The benchmarks run, and their contenders train the same network; what they measure decides nothing here."""
 
 import importlib
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,3 +73,18 @@ def test_without_a_gpu_the_gpu_benchmark_stops_with_a_sentence(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     with pytest.raises(SystemExit, match=r"^gpu\.py: no GPU here\. With --quick it runs here, on a stand-in"):
         gpu.main()
+
+
+def test_the_cost_of_a_report_is_counted():
+    """Three passes for the tensors that are invariant alone, and some for each normalisation."""
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "benchmarks/report.py", "--model", "ResNet-14, width 16"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, tensors, forward, backward, seconds, memory = json.loads(done.stdout)
+    assert tensors == 53
+    assert 3 < backward < tensors
+    assert backward < forward < 2 * tensors
+    assert float(seconds) > 0
+    assert float(memory) > 0
+    assert "<!-- report: written by python benchmarks/report.py --write -->" in (ROOT / "benchmarks/README.md").read_text("utf-8")

@@ -215,7 +215,7 @@ def test_a_path_that_cannot_be_written_is_found_before_the_first_step(tmp_path, 
     (tmp_path / "folder").mkdir()
     for name, error, message in (("no/such/c.npz", FileNotFoundError, "there is no folder"),
                                  ("folder", OSError, "folder|directory"),
-                                 (os.devnull, FileExistsError, "not a (whole )?minibn checkpoint")):
+                                 (os.devnull, OSError, "this is a pipe or a device")):
         with pytest.raises((error, ValueError), match=message):
             go(tmp_path / name)
 

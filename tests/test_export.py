@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,9 +271,24 @@ def test_bad_csv(text, message):
     "\ufefflr,momentum\r\n0.1,0.9\r\n", "lr,momentum\n0.1,0.9\n\n\n", "\nlr,momentum\n\n0.1,0.9", "lr,momentum,,\n0.1,0.9,,\n",
     ",lr,momentum\n0,0.1,0.9\n", "Unnamed: 0,lr,momentum\n0,0.1,0.9\n",
     "momentum, lr\n .9, 1e-1\n", '"lr","momentum"\n"0.1","0.9"\n',
-    "step,lr,momentum\r0,0.1,0.9\r"])
+    "step,lr,momentum\r0,0.1,0.9\r", "\ufefflr;momentum\r\n0,1;0,9\r\n", "lr;momentum\n.1;0.9\n", "lr\tmomentum\n0.1\t0.9\n",
+    "\ufeff\nlr,momentum\n0.1,0.9\n"])
 def test_csv_of_spreadsheets_and_pandas(text):
     assert list(export.read_csv(io.StringIO(text, newline=""))) == [Step(0.1, 0.9)]
+
+
+@pytest.mark.parametrize("text", ["lr;momentum\n1.000,5;0\n", "lr\tmomentum\n0,1\t0\n", "lr\n0,1\n"])
+def test_a_comma_that_may_mean_thousands_is_not_guessed(text):
+    with pytest.raises(ValueError, match="line 2 of the schedule, .*(is not a number|has 2 numbers for 1)"):
+        list(export.read_csv(text.splitlines()))
+
+
+@pytest.mark.parametrize("given", ["schedule.csv", Path("schedule.csv")])
+def test_a_path_is_not_the_lines_of_a_file(given):
+    with pytest.raises(TypeError, match="the schedule must be an open text file or a list of lines, got .*; give open"):
+        export.read_csv(given)
+    with pytest.raises(TypeError, match="the schedule must have lines of text, got bytes; open the file in text mode"):
+        export.read_csv(io.BytesIO(b"lr\n0.1\n"))
 
 
 def test_another_column_is_passed_over_with_a_warning():

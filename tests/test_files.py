@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from minibn import files
+from minibn import files, sweep
+from minibn.training import checkpoint
 
 needs_modes = pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
 NOT_ROOT = os.name == "posix" and os.geteuid() != 0
@@ -121,6 +122,27 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 def test_a_rehearsal_changes_nothing(tmp_path):
     write(tmp_path / "f", commit=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_leads_to_itself_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="this link leads to itself"):
+        write(tmp_path / "loop")
+    assert (tmp_path / "loop").is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs os.mkfifo")
+@pytest.mark.parametrize("read", [files.reading, checkpoint.load, sweep.read])
+def test_pipes_and_devices_are_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(OSError, match="this is a pipe or a device; give a file") as raised:
+            read(place)
+        assert raised.value.filename == str(place)
+    with pytest.raises(IsADirectoryError):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "nothing")
 
 
 def test_a_device_is_written_and_not_replaced():

@@ -54,6 +54,29 @@ def test_a_history_that_other_programs_saved(tmp_path, text):
     assert repr(history.columns) == "{'step': [0, 1], 'loss': [0.5, nan]}"
 
 
+@pytest.mark.parametrize("name", ["", " a", "a ", "index", "Unnamed: 0", "\ufeffa"])
+def test_a_name_that_would_not_come_back_is_refused_before_the_file_is_touched(tmp_path, name):
+    (tmp_path / "h.csv").write_bytes(b"old")
+    with pytest.raises(ValueError, match="would not come back from CSV"):
+        History({name: [1.0], "b": [2.0]}).write_csv(tmp_path / "h.csv")
+    assert (tmp_path / "h.csv").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["a,b", 'a"b', "a;b", "lr/\u03b3", "a b"])
+def test_any_other_name_comes_back(tmp_path, name):
+    for columns in ({name: [1.0], "b": [1.0]}, {"step": [0], name: [1.0]}):
+        History(columns).write_csv(tmp_path / "h.csv")
+        assert History.read_csv(tmp_path / "h.csv").columns == columns
+
+
+def test_steps_come_back_exactly_or_not_at_all(tmp_path):
+    History({"step": [2**60 + 1]}).write_csv(tmp_path / "h.csv")
+    assert History.read_csv(tmp_path / "h.csv").columns == {"step": [2**60 + 1]}
+    (tmp_path / "h.csv").write_text("step\n0.5\n")
+    with pytest.raises(ValueError, match="line 2, column 'step': '0.5' is not a whole number"):
+        History.read_csv(tmp_path / "h.csv")
+
+
 @pytest.mark.parametrize("content", [b"", b"\n", b"step,loss\n0\n", b"step,loss\n0,fast\n", b"step,step\n0,1\n", b"step\ninf\n",
                                      b"loss\n" + b"1" * 200_000 + b"\n", b'loss\n"1\n', b"\xff\xfes\x00", b"loss\n1_0\n"])
 def test_what_is_no_history_is_a_one_line_error(tmp_path, content):

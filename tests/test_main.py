@@ -94,7 +94,7 @@ def test_convert_there_and_back_through_files(flags, capsys, tmp_path, monkeypat
     (["convert"], "convert needs --steps"),
     (["convert", "--steps", "5", "--read", "no/such/file"], "No such file"),
     (["convert", "--steps", "500", "--lr", "1", "--weight-decay", "1"], "cannot be converted: weight decay would carry"),
-    (["convert", "--steps", "0"], "--steps: needs a whole number of at least 1, got '0'"),
+    (["convert", "--steps", "0"], "--steps: needs a whole number from 1 to 1000000000, got '0'"),
     (["convert", "--steps", "5", "--schedule", "magic"], "invalid choice: 'magic'"),
     (["convert", "--steps", "5", "--optimizer", "muon"], "Muon without weight decay is not a schedule of lr and momentum"),
     (["convert", "--steps", "5", "--optimizer", "adamw", "--lr", "1", "--weight-decay", "1"],

@@ -30,7 +30,7 @@ from minibn.pytorch import add_weight_decay, effective_lr, remove_weight_decay, 
 @pytest.mark.parametrize("scheduler", [warmup_cosine, plateau, chained, one_cycle, with_zeros])
 def test_the_one_line_reproduces_the_loss_curve(scheduler, options):
     usual, converted = same_with_the_line(lambda *script: remove(*script, band=1.5), scheduler=scheduler, **options)
-    assert usual.losses[-1] < 0.75 * usual.losses[0]
+    assert usual.losses[-1] < 0.9 * usual.losses[0]
     assert usual.lrs == converted.lrs
     assert len(set(usual.lrs)) > 1
     ratio = converted.handle.ratio(converted.group)
@@ -45,7 +45,7 @@ def test_adding_weight_decay_to_an_exponential_schedule(options):
     usual, converted = same_with_the_line(lambda model, optimizer: add_weight_decay(optimizer, decay, report(model, loss_of)),
                                           scheduler=growing, weight_decay=0.0, **options)
     ratio = converted.handle.ratio(converted.group)
-    assert ratio > 1.5  # how much larger the weights would have become
+    assert ratio > 1.2  # how much larger the weights would have become
     torch.testing.assert_close(usual.model[0].weight, ratio * converted.model[0].weight, rtol=1e-8, atol=0)
 
 
@@ -91,15 +91,15 @@ def test_eps_makes_it_approximate():
 @pytest.mark.parametrize("options", [{}, {"nesterov": True}, {"kind": "adamw"}], ids=["heavy-ball", "nesterov", "adamw"])
 def test_there_and_back_in_mid_run(options):
     options = {"scheduler": warmup_cosine, **options}
-    usual, changing = Script(**options).train(), Script(**options).train(30)
+    usual, changing = Script(**options).train(), Script(**options).train(15)
     handle = remove(changing.model, changing.optimizer, band=1.25)
-    changing.train(30)
+    changing.train(15)
     handle.remove()
     handle.remove()  # again: nothing
-    changing.train(20)
+    changing.train(10)
     assert "minibn" not in changing.group
     changing.handle = remove(changing.model, changing.optimizer)
-    changing.train(40)
+    changing.train(20)
     changing.handle.remove()
     assert_same(usual, changing)
     for one, other in zip(usual.state(), changing.state(), strict=True):
@@ -111,7 +111,7 @@ def test_back_between_backward_and_step():
         script.optimizer.zero_grad()
         loss = forward()
         loss.backward()
-        if script.handle and len(script.losses) == 50:
+        if script.handle and len(script.losses) == 30:
             script.handle.remove()
         script.optimizer.step()
         return loss
@@ -122,9 +122,9 @@ def test_back_between_backward_and_step():
 def test_back_from_added_weight_decay():
     options = {"scheduler": growing, "weight_decay": 0.0, "lr": 0.02}
     usual = Script(**options).train()
-    changing = Script(lambda model, optimizer: add_weight_decay(optimizer, 1e-2, report(model, loss_of)), **options).train(60)
+    changing = Script(lambda model, optimizer: add_weight_decay(optimizer, 1e-2, report(model, loss_of)), **options).train(30)
     changing.handle.remove()
-    assert_same(usual, changing.train(STEPS - 60))
+    assert_same(usual, changing.train(STEPS - 30))
 
 
 # ---- what torch's SGD does besides ----
@@ -157,11 +157,11 @@ def test_maximize(kind):
 def test_momentum_that_starts_later(nesterov, adding):
     """Torch starts with a velocity of 0 then."""
     def each(script, t):
-        script.group["momentum"] = 0.9 if t >= 30 else 0.0
+        script.group["momentum"] = 0.9 if t >= 20 else 0.0
 
     options = {"weight_decay": 0.0, "lr": 0.02} if adding else {}
     line = (lambda model, optimizer: add_weight_decay(optimizer, 2e-2, report(model, loss_of))) if adding else remove
-    _, converted = same_with_the_line(line, train={"steps": 60, "each": each}, nesterov=nesterov, **options)
+    _, converted = same_with_the_line(line, train={"steps": 40, "each": each}, nesterov=nesterov, **options)
     assert "momentum_buffer" in converted.optimizer.state[converted.model[0].weight]
 
 
@@ -233,14 +233,14 @@ def test_frozen_parameters_are_not_converted():
     usual, converted = Script(), Script()
     for script in usual, converted:
         script.model[0].weight.requires_grad_(False)
-    converted.handle = remove(converted.model, converted.optimizer)
+    converted.handle = remove_weight_decay(converted.optimizer, report(converted.model, loss_of))
     assert converted.model[0].weight not in converted.handle.parameters
     assert_same(usual.train(50), converted.train(50))
 
 
 def test_frozen_parameters_of_a_param_group_are_not_converted_even_if_trained_later():
     def each(script, t):
-        script.model[0].weight.requires_grad_(t > 50)
+        script.model[0].weight.requires_grad_(t > 25)
 
     def line(model, optimizer):
         model[0].weight.requires_grad_(False)

@@ -180,6 +180,17 @@ def test_a_gap_that_is_no_approximation_is_refused():
     assert "eps, up to 0.01, is too large for them" in report.refused[("0.weight",)]
 
 
+def test_few_images_do_not_make_eps_too_large():
+    """A norm over two numbers, at torch's eps, magnifies every change. That is no reason to refuse what is before it."""
+    torch.manual_seed(0)
+    blocks = [layer for _ in range(3) for layer in (nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())]
+    model = nn.Sequential(nn.Conv2d(3, 8, 8, bias=False), nn.BatchNorm2d(8), nn.ReLU(), *blocks, *n.head(8))
+    few = report(model, lambda m: F.cross_entropy(m(IMAGES[:2]), LABELS[:2]))
+    assert few.change[1] > 0.1
+    assert few.groups == [("0.weight",), ("3.weight",), ("6.weight",)]
+    assert not any("too large" in reason for reason in few.refused.values())
+
+
 class Embedded(nn.Module):
     def __init__(self, **options):
         super().__init__()

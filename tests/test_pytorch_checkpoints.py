@@ -27,27 +27,27 @@ def go_on(checkpoint, script, line=None):
     for part, state in zip((script.model, script.optimizer, script.scheduler), states, strict=True):
         part.load_state_dict(state)
     script.handle = line(script.model, script.optimizer) if line else script.handle
-    script.losses = [0.0] * 60
-    script.train(STEPS - 60)
-    return script.losses[60:]
+    script.losses = [0.0] * 30
+    script.train(STEPS - 30)
+    return script.losses[30:]
 
 
 @pytest.mark.parametrize("options", [{}, {"nesterov": True}, {"kind": "adamw"}], ids=["heavy-ball", "nesterov", "adamw"])
 def test_save_and_load_in_the_middle_changes_nothing(options):
     options = {"scheduler": warmup_cosine, **options}
-    script = Script(lambda *a: remove(*a, band=1.5), **options).train(60)
+    script = Script(lambda *a: remove(*a, band=1.5), **options).train(30)
     checkpoint = saved(script)
-    whole = script.train(STEPS - 60).losses[60:]
+    whole = script.train(STEPS - 30).losses[30:]
     line = lambda *a: remove(*a, band=1.5)  # noqa: E731
     assert go_on(checkpoint, Script(line, **options)) == whole, "line, then load"
     assert go_on(checkpoint, Script(**options), line) == whole, "load, then line"
 
 
 def test_a_checkpoint_from_before_the_conversion():
-    usual = Script(scheduler=warmup_cosine).train(60)
+    usual = Script(scheduler=warmup_cosine).train(30)
     checkpoint = saved(usual)
-    usual.train(STEPS - 60)
-    np.testing.assert_allclose(go_on(checkpoint, Script(remove, warmup_cosine)), usual.losses[60:], rtol=0, atol=1e-10)
+    usual.train(STEPS - 30)
+    np.testing.assert_allclose(go_on(checkpoint, Script(remove, warmup_cosine)), usual.losses[30:], rtol=0, atol=1e-10)
 
 
 def test_a_checkpoint_of_another_conversion_is_refused():

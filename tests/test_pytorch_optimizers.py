@@ -94,6 +94,20 @@ class LooksAtWeights(Own):
         p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * g.sign() * (1 + p.norm()))
 
 
+class PartOfTheFirstLr(Own):
+    """The decay is lr / (lr of the first step) x weight decay: as strong as in a trial it would flip the sign of the weights."""
+
+    def one(self, p, g, state, group):
+        p.mul_(1 - group["lr"] / 1e-3 * group["weight_decay"]).sub_(group["lr"] * g.sign())
+
+
+class ClampedLamb(Own):
+    """A trust ratio that grows with the weights, up to a bound that a small model does not reach."""
+
+    def one(self, p, g, state, group):
+        p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * p.norm().clamp(max=10) * g / g.norm())
+
+
 class SignSGD(optim.SGD):
     """A subclass that scales gradients inside its own step."""
 
@@ -140,7 +154,9 @@ def test_decay_that_can_be_removed(make, rule):
     (optim.RMSprop, "RMSprop adds weight decay to the gradient"), (optim.Adagrad, "Adagrad adds"), (optim.Adamax, "Adamax adds"),
     (optim.LBFGS, "LBFGS has no weight decay"), (optim.Rprop, "Rprop has no weight decay"),
     (L2Sign, "L2Sign cannot be removed: on a copy"), (Lamb, "Lamb cannot be removed: on a copy"),
-    (Cautious, "Cautious cannot be removed: on a copy"), (LooksAtWeights, "LooksAtWeights cannot be removed"),
+    (Cautious, "Cautious cannot be removed: on a copy"), (ClampedLamb, "ClampedLamb cannot be removed: on a copy"),
+    (lambda w: PartOfTheFirstLr(w, 1e-3), "PartOfTheFirstLr cannot be removed: on a copy"),
+    (LooksAtWeights, "LooksAtWeights cannot be removed"),
     (lambda w: SignSGD(w, 0.1, weight_decay=0.1), "SignSGD, a subclass of torch.optim.SGD with a step of its own, cannot"),
     (lambda w: Wrapper(optim.SGD(w, 0.1)), "Wrapper wraps another optimizer, its attribute 'inner'")])
 def test_decay_that_cannot_be_removed(make, reason):

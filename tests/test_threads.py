@@ -33,7 +33,7 @@ def test_no_items_are_one_empty_chunk():
 
 @pytest.mark.parametrize("block", [threads, kernels.threads, backend.threads])
 def test_threads_below_one(block):
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"), block(0):
+    with pytest.raises(ValueError, match="count must be a whole number of at least 1, got 0"), block(0):
         pass
 
 

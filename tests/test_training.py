@@ -140,9 +140,28 @@ def test_training_arguments():
                              ({"every": 1.5}, "every must be a whole number of at least 1, got 1.5"),
                              ({"max_steps": -1}, "max_steps must be a whole number of at least 0, got -1"),
                              ({"batch_size": 51}, "number of examples, 50; got 51"),
-                             ({"threads": 0}, "count must be at least 1, got 0")):
+                             ({"threads": 0}, "count must be a whole number of at least 1, got 0")):
         with pytest.raises(ValueError, match=message):
             Run().fit(**options)
+
+
+def test_a_parameter_of_two_optimisers_is_refused():
+    run = Run()
+    run.optimizers["again"] = SGD(run.optimizers["rest"].parameters[:1], schedules.constant(0.1))
+    with pytest.raises(ValueError, match="parameter 0 of the optimiser 'again' is one of 'rest', too, and would be updated"):
+        run.fit()
+
+
+def test_one_stream_for_two_optimisers_is_refused_and_one_constant_is_not():
+    def go(schedule):
+        run = Run()
+        parameters = run.net.parameters()
+        run.optimizers = {"a": SGD(parameters[:2], schedule), "b": SGD(parameters[2:], schedule)}
+        return run.fit()
+
+    with pytest.raises(ValueError, match="the optimisers 'a' and 'b' have one schedule, .* make one for each"):
+        go(schedules.cosine(0.1, 20))
+    assert set(go(schedules.constant(0.1))["lr/b"]) == {0.1}
 
 
 class Squares:

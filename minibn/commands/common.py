@@ -19,7 +19,7 @@ def folder(path: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"--output must be a folder; {error.filename} is a file: File exists") from error
+        raise ValueError(f"--output must be a folder; {error.filename}: {error.strerror}") from error
     return folder
 
 

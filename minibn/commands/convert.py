@@ -43,8 +43,11 @@ def run(read: str | None, output: str | None, steps: int | None, optimizer: str,
     converted = method.remove(stream, band=None) if no_rescale else method.remove(stream)
     if to_weight_decay is not None:
         converted = method.add(converted, to_weight_decay)
+    written = list(islice(converted, steps))
+    if steps is not None and len(written) < steps:
+        raise ValueError(f"--read {read} has {len(written)} steps, fewer than --steps {steps}; leave --steps out to take all")
     text = io.StringIO()
-    export.write_csv(islice(converted, steps), text)  # all of it, so that an error leaves no half of a file
+    export.write_csv(written, text)  # all of it, so that an error leaves no half of a file
     if output is None:
         sys.stdout.write(text.getvalue())
         sys.stdout.flush()
@@ -89,7 +92,7 @@ def flags() -> Parser:
     step_flags(parser, DEFAULTS, made)
     parser.flag("--schedule", "of lr", choices=schedules.NAMES, default="constant", when=made,
                 needs={"step": "milestones", "exponential": "growth"})
-    parser.flag("--steps", "how many steps to write; cosine ends there", kind=number(int, 1))
+    parser.flag("--steps", "how many steps to write; cosine ends there", kind=number(int, 1, 10**9))
     parser.flag("--milestones", "steps at which `step` drops lr", kind=number(int, 0), several=True, default=[],
                 when={**made, "schedule": ("step",)})
     parser.flag("--factor", "by which `step` multiplies lr", kind=number(float, 0), default=0.1,

@@ -1,12 +1,12 @@
 """Shuffled batches, the usual augmentation, and the checks that data must pass before it is used."""
 
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 
+from minibn import arguments
 from minibn.backend import Array, array_namespace, device, is_floating, move, to_numpy
 
 
@@ -26,10 +26,11 @@ def batches(x: Array, y: Array, batch_size: int, *, rng: Generator, drop_last: b
         x (B, …), y (B,).
 
     Raises:
-        TypeError: x or y is not an array, or has a mask.
+        TypeError: x or y is not an array, or has a mask; rng is no Generator.
         ValueError: no data, x and y of different lengths, or a batch size out of range.
     """
     n = _check_lengths(x, y)
+    arguments.generator(rng)
     if check_batch_size(batch_size) > n:
         raise ValueError(f"batch_size must lie between 1 and the number of examples, {n}; got {batch_size}")
 
@@ -98,6 +99,8 @@ def check_array(name: str, x: Any) -> int:
             arithmetic would drop.
         ValueError: x is 0-dimensional or empty.
     """
+    if isinstance(x, np.matrix):
+        raise TypeError(f"{name} is a numpy.matrix, whose rows are not arrays; give np.asarray({name})")
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, and its mask would be lost; give {name}.filled(value), or leave the masked "
                         "examples out")
@@ -118,13 +121,7 @@ def check_batch_size(batch_size: int) -> int:
     Raises:
         ValueError: it is below 1 or not whole.
     """
-    try:
-        size = operator.index(batch_size)
-    except TypeError:
-        size = 0
-    if size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-    return size
+    return arguments.whole("batch_size", batch_size, 1)
 
 
 def _check_lengths(x, y):

@@ -17,6 +17,8 @@ import numpy as np
 import threadpoolctl
 from threadpoolctl import threadpool_limits
 
+from minibn import arguments
+
 # (pool, its size) of the surrounding `threads` block; each thread has its own
 _workers: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("workers", default=None)
 
@@ -41,10 +43,10 @@ def threads(count: int | None = None) -> Iterator[None]:
         count: number of Python threads, at least 1. None: as many as the surrounding block has, or else `cores()`.
 
     Raises:
-        ValueError: `count` is below 1.
+        ValueError: `count` is below 1, or not whole.
     """
-    if count is not None and count < 1:
-        raise ValueError(f"threads: count must be at least 1, got {count}")
+    if count is not None:
+        count = arguments.whole("threads: count", count, 1)
     if count is None and _workers.get() is not None:
         yield
         return

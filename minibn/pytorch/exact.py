@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 TINY_EPS = 1e-30  # torch refuses 0 in BatchNorm, and others would give NaN for a constant channel
+NEXT_TO_NOTHING = 1e-3  # a root mean square of weights
 LARGEST_EPS = 1e-2  # a number up to this one that is added to a tensor is taken for an eps
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
          torch.complex64: torch.complex128}
@@ -28,11 +29,12 @@ class Exact(TorchFunctionMode):
 
     Attributes:
         seen: {every eps that was met: None}, in order: what a normalisation was given, or a small number added to a tensor.
+        share: the largest mean of eps / (variance + eps) in a normalisation; without `tiny` only.
     """
 
     def __init__(self, tiny: bool, floor: float = TINY_EPS) -> None:
         super().__init__()
-        self.tiny, self.floor, self.seen = tiny, floor, dict[float, None]()
+        self.tiny, self.floor, self.seen, self.share = tiny, floor, dict[float, None](), 0.0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), getattr(function, "__name__", "")
@@ -44,6 +46,9 @@ class Exact(TorchFunctionMode):
         if name in EPS_AT:
             args, kwargs = self._normalisation(name, args, kwargs)
         elif name in ADDITIONS:
+            met = [a for a in args if isinstance(a, float) and 0 < a <= LARGEST_EPS]
+            if met and not self.tiny and isinstance(args[0], torch.Tensor):
+                self._note(args[0].detach(), met[0])
             args = tuple(map(self._eps, args))
         return function(*args, **kwargs)
 
@@ -55,7 +60,12 @@ class Exact(TorchFunctionMode):
             kwargs["eps"] = self._eps(kwargs["eps"])
         else:  # torch's default, or that of RMSNorm, which is the dtype's
             kwargs["eps"] = self._eps(self.floor if name == "rms_norm" else DEFAULT_EPS[name])
+        if not self.tiny:
+            self._note(_variance(name, args, kwargs), args[at] if len(args) > at and args[at] is not None else kwargs["eps"])
         return args, kwargs
+
+    def _note(self, variance, eps):
+        self.share = max(self.share, float((eps / (variance.abs() + eps)).mean()))
 
     def _eps(self, x):
         if not isinstance(x, float) or not 0 < x <= LARGEST_EPS:
@@ -91,7 +101,7 @@ class Loss:
         self.tiny = True
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.devices = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
-        self.eps = dict[float, None]()
+        self.eps, self.share = dict[float, None](), 0.0
         self._buffers = {name: b.clone() for name, b in self.model.named_buffers()}
         self._floor = torch.finfo(next(iter(model.parameters())).dtype).eps  # RMSNorm's eps, if it is None
 
@@ -117,13 +127,14 @@ class Loss:
 
     @torch.no_grad()
     def scatter(self, seed: int) -> None:
-        """Go to a random point near the model's own weights; what is 0 there need not stay there."""
+        """Go to a random point near the model's own weights. What is 0 there, or next to 0 (a layer scale of 1e-6), moves by 1:
+        a branch that nearly has no effect could not be measured."""
         generators: dict = {}
         for name, p in self.source.named_parameters():
             if name in self.parameters:
                 own = self.parameters[name].copy_(p)
-                spread = float(own.abs().square().mean().sqrt()) or 1.0
-                own.add_(_noise(own, 0.5 * spread, generators, seed))
+                spread = float(own.abs().square().mean().sqrt())
+                own.add_(_noise(own, 0.5 * (spread if spread > NEXT_TO_NOTHING else 1.0), generators, seed))
 
     @torch.no_grad()
     def scale(self, factors: Mapping[str, float]) -> None:
@@ -139,6 +150,7 @@ class Loss:
                 b.detach().copy_(self._buffers[name])
             loss = self.loss_fn(self.model)
         self.eps |= exact.seen
+        self.share = max(self.share, exact.share)
         return _checked(loss)
 
     def gradients(self, names: Iterable[str], seed: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
@@ -198,6 +210,20 @@ class Loss:
                 torch.set_default_dtype(default)
                 random.setstate(python)
                 np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _variance(name, args, kwargs):
+    """What eps is added to in this normalisation, or nearly so."""
+    given = [*args, *(kwargs[key] for key in ("input", "normalized_shape", "num_groups") if key in kwargs)]
+    x, more = given[0].detach(), given[1:]
+    if name == "batch_norm":
+        return x.var([i for i in range(x.ndim) if i != 1], unbiased=False)
+    if name in ("group_norm", "instance_norm"):
+        groups = more[0] if name == "group_norm" else x.shape[1]
+        return x.reshape(len(x), groups, -1).var(-1, unbiased=False)
+    if name == "layer_norm":
+        return x.flatten(-len(more[0])).var(-1, unbiased=False)
+    return x.square().mean(-1)  # rms_norm, normalize
 
 
 def inner(gradient: torch.Tensor, p: torch.Tensor) -> float:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minibn.degree import Equation
+from minibn.invariance.elimination import reduce_rows
 from minibn.pytorch.exact import Loss, inner, size
 
 NOISE, SIGNAL = 1e-11, 1e-6  # rounding lies below the one, in networks 1e-15; what matters above the other, 1e-2
@@ -122,15 +123,7 @@ def _row_space(rows):
 
 def _equations(rows, scale, names):
     """The row space in reduced form, rounded to fractions, as `degree.Equation`s between the parameters' exponents."""
-    basis = _row_space(rows)
-    pivots = []
-    for i in range(len(basis)):  # Gauss-Jordan elimination, each pivot the largest that is left
-        j, k = np.unravel_index(np.abs(basis[i:]).argmax(), basis[i:].shape)
-        basis[[i, i + j]] = basis[[i + j, i]]
-        basis[i] /= basis[i, k]
-        others = np.arange(len(basis)) != i
-        basis[others] -= np.outer(basis[others, k], basis[i])
-        pivots.append(k)
+    basis, pivots = reduce_rows(_row_space(rows))
     equations = []
     for row, k in zip(basis * scale, pivots, strict=True):
         row = row / row[k]

@@ -23,8 +23,8 @@ class Gaps(NamedTuple):
     """What the model's own eps does; all are 0, up to rounding, where a conversion is exact.
 
     Attributes:
-        groups: for each, `|dL/d log c| / (|∂L/∂w| |w|)`: the change of the loss when its weights w are multiplied by c. Above 0.1
-            it is `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, if that is larger.
+        groups: for each, `|dL/d log c| / (|∂L/∂w| |w|)`: the change of the loss when its weights w are multiplied by c. Where
+            eps is above a tenth of a normalisation's variance, `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, if that is larger.
         value: `|L(2w) - L(w)| / |L(w)|`, with all groups doubled.
         gradient: `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, with all groups doubled.
     """
@@ -58,7 +58,8 @@ def own_gaps(loss: Loss, groups: Groups) -> Gaps:
     doubled, after = loss.gradients(members)
     loss.scale(dict.fromkeys(members, 0.5))
     top = _norm(gradients.values())
-    for i, group in enumerate(groups):  # a set whose gradient changes: by its own scale, or by that of others?
+    heavy = loss.share > APPROXIMATE  # else a change is that of a network that magnifies everything, as with few images
+    for i, group in enumerate(groups if heavy else ()):  # a set whose gradient changes: by its own scale, or that of others?
         if _change(gradients, after, group, top) > APPROXIMATE:
             loss.scale(dict.fromkeys(group, 2.0))
             gaps[i] = max(gaps[i], _change(gradients, loss.gradients(group)[1], group, top))

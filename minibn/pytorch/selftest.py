@@ -3,7 +3,9 @@
 A clone of the optimizer trains three small matrices of a scale-invariant toy loss, two of them converted, with decay so
 strong that the weights shrink to a third in 12 steps, and lr and decay change at each step. The two runs agree to rounding, in
 float64 to 1e-9 of the angle that the weights turn by, or the decay is of another kind: wrong rules are off by 4e-4 and more.
-Twelve steps on a toy prove nothing about what an optimizer does later. `handle.check` runs it on the network itself.
+The same is asked of weights that are `LARGE` times as large, since a conversion lets weights grow that far: a clamp of their
+norm shows there. Twelve steps on a toy prove nothing about what an optimizer does later. `handle.check` runs it on the network
+itself.
 """
 
 import copy
@@ -17,7 +19,7 @@ from minibn.pytorch.conversion import Conversion
 from minibn.pytorch.parts import Part, Set
 from minibn.pytorch.rules import Decoupled, Delta, Relative, alone, product
 
-STEPS, SHRINK, SAME = 12, 0.3, 1e-4
+STEPS, SHRINK, SAME, LARGE = 12, 0.3, 1e-4, 2.0**8
 SHAPE = (4, 3)
 
 
@@ -45,7 +47,7 @@ def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: flo
     with torch.random.fork_rng(devices=[]):
         for candidate in CANDIDATES:
             try:
-                gap = _gap(optimizer, candidate)
+                gap = max(_gap(optimizer, candidate, size) for size in (1.0, LARGE))
             except Exception as error:  # of the optimizer on a toy, or of a conversion that is not its own
                 gap, failure = math.inf, error
             if gap <= SAME:
@@ -65,21 +67,25 @@ def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: flo
                     "the weights. Give decay= if you know better")
 
 
-def _gap(optimizer, candidate):
-    """The largest difference of the weights, with and without the conversion, relative to how far they turn."""
-    usual, converted = (_train(optimizer, candidate, convert) for convert in (False, True))
+def _gap(optimizer, candidate, size):
+    """The largest difference of the weights, with and without the conversion, relative to how far they turn.
+
+    Turning is what an update does. A decay that only flips the sign of the weights does not count: it is not the one tried.
+    """
+    usual, converted = (_train(optimizer, candidate, convert, size) for convert in (False, True))
     gap = max(float((a - b).norm() / a.norm()) for a, b in zip(usual, converted, strict=True))
-    start, end = usual[0], usual[-3]  # of the first matrix
-    turned = float((end / end.norm() - start / start.norm()).norm())
-    return gap / min(turned, 1.0) if turned else math.inf
+    start, end = usual[0] / usual[0].norm(), usual[-3] / usual[-3].norm()  # of the first matrix
+    turned = float((end - (end * start).sum() * start).norm())
+    return gap / turned if turned else math.inf
 
 
-def _train(optimizer, candidate, convert):
-    """The script's weights after each step."""
+def _train(optimizer, candidate, convert, size):
+    """The script's weights after each step. Where updates do not grow with the weights, lr does."""
     draw = torch.Generator().manual_seed(5)
-    weights = [torch.nn.Parameter(torch.randn(SHAPE, generator=draw, dtype=torch.float64)) for _ in range(3)]
+    weights = [torch.nn.Parameter(size * torch.randn(SHAPE, generator=draw, dtype=torch.float64)) for _ in range(3)]
     clone = _clone(optimizer, weights)
     group, lr = clone.param_groups[0], float(clone.param_groups[0]["lr"]) or 1e-3
+    lr *= 1.0 if issubclass(candidate.rule, Relative) else size
     top = SHRINK if candidate.delta is alone else SHRINK / lr
     handle = None
     if convert:

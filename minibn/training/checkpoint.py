@@ -68,10 +68,10 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], Any]:
     """(arrays, facts) as `save` wrote them.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it is a folder, a pipe or a device.
         ValueError: the file is not a checkpoint, or not one byte for byte as it was written.
     """
-    with open(os.path.expanduser(path), "rb") as stream:
+    with files.reading(path) as stream:
         try:
             parts = _read(stream)
             facts = jsonable.loads(parts.pop(FACTS))

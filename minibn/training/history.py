@@ -74,7 +74,16 @@ class History:
 
         `pandas.read_csv(path)` reads it: the steps as integers, all else as floats. The file at `path` is
         replaced as a whole.
+
+        Raises:
+            ValueError: a column has a name that would not come back, such as an empty one.
+            OSError: the file cannot be written.
         """
+        header = io.StringIO()
+        csv.writer(header).writerow(self.columns)
+        if self.columns and tables.read([header.getvalue()], "the header")[0] != list(self.columns):
+            raise ValueError(f"the names of the columns would not come back from CSV: {list(self.columns)}; they may not be "
+                             "empty, begin or end with spaces or hold line ends, and the first may not be 'index'")
         with files.replacing(path) as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             writer = csv.writer(text)
@@ -96,9 +105,8 @@ class History:
                 for line, row in rows:
                     for name, text in row.items():
                         try:
-                            value = tables.number(text or "nan")  # pandas leaves NaN out
-                            columns[name].append(int(value) if name == "step" else value)
-                        except (ValueError, OverflowError) as error:
+                            columns[name].append(tables.whole(text) if name == "step" else tables.number(text or "nan"))
+                        except ValueError as error:
                             raise ValueError(f"line {line}, column {name!r}: {error}") from error
             except ValueError as error:  # UnicodeDecodeError is one
                 raise ValueError(f"{path} is not a whole History: {error}") from error

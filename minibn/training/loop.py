@@ -1,7 +1,6 @@
 """The training loop: forward, loss, backward, step."""
 
 import math
-import operator
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
@@ -10,7 +9,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from minibn import backend, data, kernels, nn
+from minibn import arguments, backend, data, jsonable, kernels, nn
 from minibn.backend import Array
 from minibn.optim import Optimizer
 from minibn.progress import bar
@@ -85,19 +84,16 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
         DivergenceError: the loss or a weight is not finite; no checkpoint is written after that. On a
             GPU the error may come a few steps late, because numbers are read in batches; the message
             names the step at which it happened.
-        ValueError: data, labels, batch size or groups do not fit; the model was moved after its
+        TypeError, ValueError: data, labels, batch size, groups or another argument do not fit; the model was moved after its
             optimisers were made; or the checkpoint is damaged, or of another run. The message names
             what differs.
         OSError: the checkpoint cannot be written. This is found out before the first step.
         Interrupted, Terminated: it was stopped by a signal.
     """
-    loss = loss or nn.CrossEntropy()
+    loss = loss if loss is not None else nn.CrossEntropy()
+    _check(loss, epochs, every, max_steps, augment, validation, drop_last=drop_last, resume=resume, progress=progress)
+    jsonable.dumps(settings, "settings")
     data.check_examples(x, y)
-    if validation:
-        data.check_examples(*validation)
-    _check_whole(1, epochs=epochs, every=every)
-    if max_steps is not None:
-        _check_whole(0, max_steps=max_steps)
     data.batches(x, y, batch_size, rng=rng)  # raises now, not at the first step
     per_epoch = x.shape[0] // batch_size if drop_last else -(-x.shape[0] // batch_size)
     last = epochs * per_epoch if max_steps is None else min(epochs * per_epoch, max_steps)
@@ -145,15 +141,21 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
     return history
 
 
-def _check_whole(low, **numbers):
-    """Raise ValueError unless each of `numbers` is a whole number of at least `low`."""
-    for name, value in numbers.items():
-        try:
-            good = operator.index(value) >= low
-        except TypeError:
-            good = False
-        if not good:
-            raise ValueError(f"fit: {name} must be a whole number of at least {low}, got {value!r}")
+def _check(loss, epochs, every, max_steps, augment, validation, **flags):
+    """Raise what `fit` raises about its arguments, apart from the data."""
+    arguments.whole("epochs", epochs, 1)
+    arguments.whole("every", every, 1)
+    if max_steps is not None:
+        arguments.whole("max_steps", max_steps, 0)
+    arguments.yes_or_no(**flags)
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(f"loss must be an object that computes a loss, such as nn.CrossEntropy(), got {loss!r}")
+    if augment is not None and not callable(augment):
+        raise TypeError(f"augment must be a function, such as data.crop_flip, got {augment!r}")
+    if validation is not None:
+        if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+            raise TypeError("validation must be a pair (x, y)")
+        data.check_examples(*validation)
 
 
 def _name(function):

@@ -4,6 +4,7 @@ On a GPU the CPU queues work and runs ahead. Reading a number waits for everythi
 so a step reads none: its row keeps 0-d arrays, and many rows are read later in one transfer.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -33,11 +34,12 @@ def watch(model: nn.Module, optimizers: Mapping[str, Optimizer], groups: Mapping
     """{name: Watched} for each optimiser, then for each of `groups`, {name: names of its parameters}.
 
     Raises:
-        ValueError: a group has an optimiser's name, no parameters or an unknown one, or it is not
-            within one optimiser.
+        ValueError: two optimisers have a parameter or a schedule in common; or a group has an optimiser's
+            name, no parameters or an unknown one, or it is not within one optimiser.
     """
     watched = {name: Watched(list(sgd.parameters), sgd) for name, sgd in optimizers.items()}
     parameters = dict(model.named_parameters())
+    _check_apart(optimizers)
     owner = {id(p): sgd for sgd in optimizers.values() for p in sgd.parameters}
     for name, members in groups.items():
         members = list(members)
@@ -50,6 +52,21 @@ def watch(model: nn.Module, optimizers: Mapping[str, Optimizer], groups: Mapping
             raise ValueError(f"group {name!r} of {members} is not trained by one optimiser; give one for each optimiser")
         watched[name] = Watched([parameters[n] for n in members], sgd)
     return watched
+
+
+def _check_apart(optimizers):
+    """Raise ValueError if two optimisers would update one parameter, or draw their steps from one stream in turns."""
+    parameters: dict[int, str] = {}
+    streams: dict[int, str] = {}
+    for name, optimizer in optimizers.items():
+        for i, parameter in enumerate(optimizer.parameters):
+            if (other := parameters.setdefault(id(parameter), name)) != name:
+                raise ValueError(f"parameter {i} of the optimiser {name!r} is one of {other!r}, too, and would be updated twice "
+                                 "per step; give each parameter to one optimiser")
+        endless = isinstance(optimizer.schedule, itertools.repeat)  # it gives every optimiser the same step
+        if not endless and (other := streams.setdefault(id(optimizer.schedule), name)) != name:
+            raise ValueError(f"the optimisers {other!r} and {name!r} have one schedule, of which each would get every second "
+                             "step; make one for each")
 
 
 def weights(watched: Mapping[str, Watched]) -> dict[str, list[Array]]:

@@ -1,0 +1,95 @@
+"""Flags act, or are refused in the words of the command line; what is printed, in every encoding."""
+
+import io
+import os
+import sys
+from contextlib import suppress
+
+import pytest
+
+from minibn.__main__ import main
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["train", "--output", ""], "--output is empty; give a value, or leave it out"),
+    (["convert", "--read", ""], "--read is empty; give a value, or leave it out"),
+    (["train", "--output", f"{__file__}/folder"], "minibn: --output must be a folder; "),
+    (["train", "--data", "cifar10"], "minibn: --data cifar10 needs --path\n"),
+    (["train", "--path", "x"], "minibn: --data digits takes no --path\n"),
+    (["convert", "--steps", "5", "--schedule", "step", "--milestones", "3", "2"], "minibn: --milestones must be increasing"),
+    (["convert", "--steps", "1_0"], "--steps: needs a whole number from 1 to 1000000000, got '1_0'"),
+    (["convert", "--steps", "9" * 400], "--steps: needs a whole number from 1 to 1000000000"),
+    (["train", "--seed", "\u0661"], "--seed: needs a whole number of at least 0"),
+    (["train", "--lr", "1_0"], "--lr: needs a number of at least 0, got '1_0'"),
+    (["train", "--lr", "1e400"], "--lr: needs a number of at least 0, got '1e400'"),
+    (["train", "--model", "mlp", "--depth", "20"], "--depth has no effect with --model mlp; it is for --model resnet, preresnet"),
+    (["train", "--epochs", "2", "--milestones", "80"], "--milestones must be increasing epochs above 0 and below --epochs 2"),
+    (["train", "--schedule", "cosine", "--factor", "0.5"], "--factor has no effect with --schedule cosine; it is for"),
+    (["train", "--every", "5"], "--every has no effect without --checkpoint; give --checkpoint too, or leave it out"),
+    (["train", "--no-augment"], "--no-augment has no effect with --data digits; it is for --data cifar10"),
+    (["train", "--convert", "--convert"], "--convert is given twice; give it once"),
+    (["train", "--affine", "--no-affine"], "--affine and --no-affine contradict each other; give one of them"),
+    (["sweep", "--workers", "2", "--dask", "a"], "--workers has no effect with --dask a; leave one of them out"),
+    (["convert", "--steps", "5", "--growth", "1.1"], "--growth has no effect with --schedule constant; it is for --schedule exp"),
+    (["convert", "--steps", "5", "--schedule", "step"], "--schedule step needs --milestones"),
+    (["convert", "--steps", "5", "--schedule", "step", "--milestones", "9"], "--milestones 9 is beyond the last step"),
+    (["trian"], "no command 'trian'; there are train, sweep, convert, symmetries"),
+])
+def test_flags_without_effect_are_refused_in_the_words_of_the_command_line(flags, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main(flags)
+    assert exit_.value.code == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("content", "flags", "message"), [
+    (b"lr\n0.1\n0.2\n", ["--steps", "9"], "has 2 steps, fewer than --steps 9; leave --steps out to take all"),
+    (b"lr\n0.1\n0.2\n", ["--lr", "5"], "--lr has no effect with --read"), (b"lr\n0.1\nfast\n", [], "line 3 of the schedule"),
+    (b"lr\n\xff\n", [], "is not text in UTF-8"), (b"lr\n" + b"1" * 200_000, [], "line 2 of the schedule is not CSV")])
+def test_a_schedule_that_cannot_be_read_leaves_nothing_on_standard_output(content, flags, message, capsys, tmp_path):
+    (tmp_path / "s.csv").write_bytes(content)
+    with pytest.raises(SystemExit):
+        main(["convert", "--read", str(tmp_path / "s.csv"), *flags])
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.out == ""
+    assert said.err.count("\n") < 30  # the usage, and one line
+
+
+def test_a_converted_schedule_goes_to_a_file_and_a_summary_to_the_screen(capsys, tmp_path):
+    flags = ["convert", "--lr", "0.1", "--weight-decay", "5e-3", "--steps", "300"]
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    assert main([*flags, "--output", str(tmp_path / "s.csv")]) == 0
+    assert (tmp_path / "s.csv").read_text() == out
+    said = capsys.readouterr().out
+    assert said.startswith(f"300 steps written to {tmp_path / 's.csv'}\n")
+    assert said.count("\n") == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437", "utf-8"])
+@pytest.mark.parametrize("flags", [["--help"], ["train", "--help"], ["sweep", "--help"], ["convert", "--help"],
+                                   ["symmetries", "--help"], ["symmetries", "mlp"], ["convert", "--steps", "2"],
+                                   ["symmetries", "mlp", "--explain", "\u03b3"]], ids=" ".join)
+def test_every_encoding_prints(encoding, flags, monkeypatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    with suppress(SystemExit):
+        main(flags)
+    for stream in streams.values():
+        stream.flush()
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams.values())
+    assert ("no parameters named" in err) if "--explain" in flags else (len(out) > 100 and not err)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
+def test_a_full_disk_is_one_line(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["convert", "--steps", "5", "--output", "/dev/full"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "minibn: /dev/full: No space left on device\n"
