@@ -213,6 +213,8 @@ class Symmetries:
         solution too, so would be the rest, since the equations are linear; and of S and the rest, the
         one that contains `name` comes earlier in the order.
         """
+        if name not in self._scalable:
+            return None  # known without a search, which would try every combination of the others
         order = sorted(self._touching, key=lambda n: min(self._dimensions[n], 2))
         fixed = {**dict.fromkeys(taken, 0), name: 1}
         stack = [(fixed, list(fixed))]
@@ -226,6 +228,11 @@ class Symmetries:
             stack.append(({**values, free: 1}, [free]))
             stack.append(({**values, free: 0}, [free]))  # tried first
         return None
+
+    @cached_property
+    def _scalable(self):
+        """Names that any solution of the equations contains, 0/1 or not."""
+        return set().union(*self.basis)
 
     def _propagate(self, values, changed):
         """Add to `values` what the equations leave no choice about; False if one of them can no longer hold.
