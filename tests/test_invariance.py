@@ -415,7 +415,7 @@ def test_probe_on_a_whole_network(make):
 
 
 def test_what_cannot_be_scaled_is_known_without_a_search(monkeypatch):
-    """The output layer's bias is in no solution of the equations. Trying all combinations of a PreResNet-20's others would take days."""
+    """The last bias is in no solution of the equations; trying all combinations of a PreResNet-20's others would take days."""
     net = models.preresnet(20, in_channels=1, width=4, eps=0.0, rng=np.random.default_rng(0))
     found, tried = symmetries(net), []
     propagate = found._propagate
