@@ -21,7 +21,7 @@ import torch_script  # noqa: E402
 
 # %%
 torch.set_num_threads(1)  # as fast as two, for so small a network
-epochs = lab.size(20, 2)
+epochs = lab.size(20, 1)
 converted, converted_eps = (torch_script.train(True, epochs, eps) for eps in (1e-30, 1e-5))
 usual, usual_eps = (torch_script.train(False, epochs, eps, found=run[2])
                     for eps, run in ((1e-30, converted), (1e-5, converted_eps)))

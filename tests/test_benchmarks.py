@@ -86,5 +86,5 @@ def test_the_cost_of_a_report_is_counted():
     assert 3 < backward < tensors
     assert backward < forward < 2 * tensors
     assert float(seconds) > 0
-    assert float(memory) > 0
+    assert float(memory) >= 0
     assert "<!-- report: written by python benchmarks/report.py --write -->" in (ROOT / "benchmarks/README.md").read_text("utf-8")

@@ -21,4 +21,4 @@ def test_demos_that_lack_it_are_skipped(tmp_path):
                           env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "skipped: needs PyTorch; install it with: pip install torch" in done.stderr
-    assert "0 of 1 demos hold, skipped 14_pytorch: see" in done.stdout
+    assert "0 of 2 demos hold, skipped 14_pytorch, 19_pytorch_gpt: see" in done.stdout

@@ -33,8 +33,8 @@ def shown(settings: Settings) -> Shown:
 
     Example:
         >>> found = shown(Settings()).numbers
-        >>> round(found["lr-converted"] / found["lr-usual"]), round(found["norm-predicted"], 2)
-        (59, 2.66)
+        >>> round(found["lr-converted"] / found["lr-usual"]), round(float(found["norm-predicted"]), 2)
+        (68, 2.66)
     """
     noise, schedule = on_noise(settings), usual(settings)
     norm, angle = equilibrium(settings, noise.usual)
