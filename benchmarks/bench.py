@@ -1,7 +1,8 @@
 """What the benchmarks share: contenders timed in turn, the machine's own peaks, and the tables in README.md.
 
-Machines drift: other work, heat, neighbours on the same processor. So contenders always take turns within one run, and what
-is quoted is the median of the ratios, turn by turn, with its spread from the first to the third quartile.
+Machines drift: other work, heat, neighbours on the same processor. So contenders always take turns
+within one run, and what is quoted is the median of the ratios, turn by turn, with its spread from
+the first to the third quartile.
 """
 
 import argparse
@@ -33,16 +34,17 @@ def flags(doc, **options):
 def alternate(contenders, turns, prepare=None, around=None):
     """{name: seconds of each turn} of functions called in turn.
 
-    A turn is a row of calls, at least two and at least 20 ms of them, and the last counts: the first ones wake the contender's
-    own threads, let those of the one before fall asleep (PyTorch's wait actively for some milliseconds), and bring its memory
-    back into the cache.
+    A turn is a row of calls, at least two and at least 20 ms of them, and the last counts: the
+    first ones wake the contender's own threads, let those of the one before fall asleep (PyTorch's
+    wait actively for some milliseconds), and bring its memory back into the cache.
 
     Args:
         contenders: {name: function without arguments}.
         turns: how many.
         prepare: {name: function} to call before each call, not counted.
-        around: {name: maker of the context manager in which a turn is}; if not given, minibn's contenders run in
-            `kernels.threads`, as `training.fit` does, and the others with their own threads.
+        around: {name: maker of the context manager in which a turn is}; if not given, minibn's
+            contenders run in `kernels.threads`, as `training.fit` does, and the others with their
+            own threads.
     """
     prepare, around = prepare or {}, around or {}
     seconds = {name: [] for name in contenders}

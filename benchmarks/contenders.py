@@ -1,7 +1,8 @@
 """A training step of the same PreResNet in minibn, PyTorch and MyGrad: forward, loss, backward, SGD with momentum.
 
-Each contender is a function that makes the network and returns the step, a function without arguments.
-`tests/test_benchmarks.py` checks that PyTorch's network, `torch_preresnet`, computes what minibn's does.
+Each contender is a function that makes the network and returns the step, a function without
+arguments. `tests/test_benchmarks.py` checks that PyTorch's network, `torch_preresnet`, computes
+what minibn's does.
 """
 
 import numpy as np
@@ -169,8 +170,8 @@ def products(net, x):
 def bare_products(shapes, dtype="float32", places=256):
     """A function that computes every product of a step, in chunks on all threads: the floor for a step of NumPy.
 
-    As stacks of matrices of about `places` rows, in one call per chunk and product, into memory that is there already:
-    the fastest way that was found.
+    As stacks of matrices of about `places` rows, in one call per chunk and product, into memory
+    that is there already: the fastest way that was found.
     """
     def make(m, k, n):
         rows = min(m, places)

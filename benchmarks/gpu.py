@@ -3,9 +3,11 @@
     python benchmarks/gpu.py            at most eight minutes, on a machine with an NVIDIA GPU
     python benchmarks/gpu.py --write    and renew the table in benchmarks/README.md
     python benchmarks/gpu.py --quick    small sizes; without a GPU the CuPy rows run on the stand-in of tests/cupy_double,
-                                        which shows that they run, and the others say that there is no GPU
+                                        which shows that they run, and the others say that there is
+                                        no GPU
 
-Each row is a process of its own with a time limit, so that one that fails leaves the others in the table.
+Each row is a process of its own with a time limit, so that one that fails leaves the others in the
+table.
 """
 
 import importlib

@@ -60,9 +60,10 @@ def steps(phases):
 def scaled(depth, batch, small=(4, 8)):
     """`steps` at a large batch, computed from those of two small ones.
 
-    Launches and waits are the same at any batch. Traffic is a constant (weights) plus a part in proportion to the batch
-    (activations), so two batches give it exactly. So is the peak of the two passes, but for rounding to blocks of 512
-    bytes; at the large batch it is the peak of the whole step.
+    Launches and waits are the same at any batch. Traffic is a constant (weights) plus a part in
+    proportion to the batch (activations), so two batches give it exactly. So is the peak of the two
+    passes, but for rounding to blocks of 512 bytes; at the large batch it is the peak of the whole
+    step.
     """
     found = [count(depth, one) for one in small]
     costs = [steps(phases) for phases in found]

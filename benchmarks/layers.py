@@ -3,8 +3,9 @@
     python benchmarks/layers.py            about two minutes
     python benchmarks/layers.py --write    and renew the table in benchmarks/README.md
 
-Convolutions and Linear are given in GFLOP/s of their matrix products, to be held against one large matrix product; the others
-in GB/s, counting each input and output of a pass once, to be held against a copy of an array of that size.
+Convolutions and Linear are given in GFLOP/s of their matrix products, to be held against one large
+matrix product; the others in GB/s, counting each input and output of a pass once, to be held
+against a copy of an array of that size.
 """
 
 import bench

@@ -1,7 +1,8 @@
 """Scale invariance: scaling the weights before a normalisation changes nothing but the size of the gradient.
 
-The lemma on which all rests: if L(c w) = L(w) for every c > 0, then the gradient is orthogonal to w, and 1/c times as large
-at c w. First measured on a PreResNet, with eps = 0 and the usual 1e-5; then drawn, for a loss of two weights.
+The lemma on which all rests: if L(c w) = L(w) for every c > 0, then the gradient is orthogonal to
+w, and 1/c times as large at c w. First measured on a PreResNet, with eps = 0 and the usual 1e-5;
+then drawn, for a loss of two weights.
 """
 
 # %%

@@ -1,7 +1,7 @@
 """Figure 1: constant learning rate with weight decay is an exponentially growing one without (Theorem 1.1).
 
-As in the paper, only the scale-invariant weights are trained. The exponential schedule is a plain closed form, lr α^(-2t-1),
-with one correction of the velocity at the first step.
+As in the paper, only the scale-invariant weights are trained. The exponential schedule is a plain
+closed form, lr α^(-2t-1), with one correction of the velocity at the first step.
 """
 
 # %%

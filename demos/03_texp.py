@@ -1,7 +1,8 @@
 """Figure 2: step decay against its exponential form, TEXP, and TEXP++, which corrects the velocity at each switch.
 
-TEXP is a plain learning-rate schedule: lr grows by a constant factor each step, and at each drop the factor changes. It misses
-the momentum's share of weight decay for some steps after the start and after each switch. TEXP++ is exact (Theorem 2.12).
+TEXP is a plain learning-rate schedule: lr grows by a constant factor each step, and at each drop
+the factor changes. It misses the momentum's share of weight decay for some steps after the start
+and after each switch. TEXP++ is exact (Theorem 2.12).
 """
 
 # %%

@@ -1,12 +1,15 @@
 """Figure 3: in the exponential frame, an instant drop of the learning rate has only a passing effect.
 
-Dividing an exponentially growing lr by 10 divides the effective lr by 10, but the growth goes on and brings it back, and with
-it the angle by which the weights turn each step. A lasting change needs another growth rate: that is what TEXP changes (here
-TEXP++, which also corrects the velocity). The angle's new equilibrium is at √(1/10) = 0.32 of the old one, and it takes ten times
-as many steps to get there. The effective lr depends on the size of the gradients too, so no number is predicted for it.
+Dividing an exponentially growing lr by 10 divides the effective lr by 10, but the growth goes on
+and brings it back, and with it the angle by which the weights turn each step. A lasting change
+needs another growth rate: that is what TEXP changes (here TEXP++, which also corrects the
+velocity). The angle's new equilibrium is at √(1/10) = 0.32 of the old one, and it takes ten times
+as many steps to get there. The effective lr depends on the size of the gradients too, so no number
+is predicted for it.
 
-Half of the training labels are random here, so the gradient never vanishes and the runs keep an equilibrium to come back to.
-With all labels right, digits are learned by heart, and effective lr and angle swing five- to tenfold without end.
+Half of the training labels are random here, so the gradient never vanishes and the runs keep an
+equilibrium to come back to. With all labels right, digits are learned by heart, and effective lr
+and angle swing five- to tenfold without end.
 """
 
 # %%

@@ -1,7 +1,8 @@
 """Beyond float range: a million steps of an exponentially growing learning rate, in float32.
 
-The plain schedule would leave float32 within some ten thousand steps. The converter multiplies the weights by a power of two now
-and then (lr by its square, velocity by its inverse), which changes no other bit of training, and goes on for ever.
+The plain schedule would leave float32 within some ten thousand steps. The converter multiplies the
+weights by a power of two now and then (lr by its square, velocity by its inverse), which changes no
+other bit of training, and goes on for ever.
 """
 
 # %%

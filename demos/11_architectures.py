@@ -1,7 +1,8 @@
 """Architectures: which weights may be rescaled without changing the network, found from its layers.
 
-The paper's appendix C asks whether a network stays as it is when all its weights are scaled together. `symmetries` finds every
-rescaling there is, and a measurement on the network itself agrees.
+The paper's appendix C asks whether a network stays as it is when all its weights are scaled
+together. `symmetries` finds every rescaling there is, and a measurement on the network itself
+agrees.
 """
 
 # %%

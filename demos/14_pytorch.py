@@ -1,8 +1,9 @@
 """PyTorch: one line in a training script takes the weight decay out of a ResNet's convolutions, on one process or under DDP.
 
-The script is `torch_script.py`: a ResNet, SGD with Nesterov momentum or AdamW, warm-up and cosine from torch's own
-schedulers, gradients clipped by norm, validation in each epoch. `report` measures which weights are scale-invariant,
-`remove_weight_decay` converts the optimizer through its hooks. Nothing else in the script changes.
+The script is `torch_script.py`: a ResNet, SGD with Nesterov momentum or AdamW, warm-up and cosine
+from torch's own schedulers, gradients clipped by norm, validation in each epoch. `report` measures
+which weights are scale-invariant, `remove_weight_decay` converts the optimizer through its hooks.
+Nothing else in the script changes.
 """
 
 # %%

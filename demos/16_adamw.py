@@ -1,8 +1,9 @@
 """AdamW is Adam with a growing learning rate: figure 1 for the optimiser that most networks are trained with. Not in the paper.
 
-AdamW at a constant learning rate is stock Adam without weight decay, whose lr grows by 1 / (1 - lr · wd) per step and whose
-betas are a little smaller. That is exact for scale-invariant weights, bias corrections and eps included. If only lr grows and
-the betas stay, steps are too short by a factor. An eps that is not scaled with the weights is wrong, too.
+AdamW at a constant learning rate is stock Adam without weight decay, whose lr grows by 1 / (1 -
+lr · wd) per step and whose betas are a little smaller. That is exact for scale-invariant weights,
+bias corrections and eps included. If only lr grows and the betas stay, steps are too short by a
+factor. An eps that is not scaled with the weights is wrong, too.
 """
 
 # %%
@@ -38,7 +39,8 @@ for name, schedule in schedules.items():
                      batch_size=one.batch, rng=np.random.default_rng(1), description=name)
 
 # %% How much growing lr alone is off, at settings in use: AdamW, and Adam with unchanged betas, are given the same noise.
-# Adam's averages are of gradients P g, and P was larger in the past. So for AdamW's gradients β1 acts as β1 / a, β2 as β2 / a².
+# Adam's averages are of gradients P g, and P was larger in the past. So for AdamW's gradients β1
+# acts as β1 / a, β2 as β2 / a².
 settings = {"lr 3e-4, β2 0.95": AdamStep(3e-4, beta2=0.95, weight_decay=0.1),
             "lr 1e-3, β2 0.95": AdamStep(1e-3, beta2=0.95, weight_decay=0.1),
             "lr 1e-3, β2 0.999": AdamStep(1e-3, beta2=0.999, weight_decay=0.1)}

@@ -1,8 +1,9 @@
 """A small GPT by hand, backward passes included, trained by AdamW and by Muon, with and without weight decay. Not in the paper.
 
-It reads the Zen of Python, which every Python has, letter by letter. With norms on q and k and at the end of each branch, each
-matrix inside its blocks is scale-invariant alone. There `undecayed` removes the weight decay; embedding, gains and head stay as
-they are. The control has the same growing learning rate but is given the gradients as they are, without division by P.
+It reads the Zen of Python, which every Python has, letter by letter. With norms on q and k and at
+the end of each branch, each matrix inside its blocks is scale-invariant alone. There `undecayed`
+removes the weight decay; embedding, gains and head stay as they are. The control has the same
+growing learning rate but is given the gradients as they are, without division by P.
 """
 
 # %%

@@ -1,7 +1,8 @@
 """A GPT training script in PyTorch as people write it today, for `19_pytorch_gpt.py`: one line of it is the conversion.
 
-Pre-norm blocks with norms on q and k, matrices with weight decay and gains without, warm-up and cosine set by hand, gradients
-clipped by their norm, two micro-batches per step, validation. `muon=True` gives the blocks' matrices to Muon.
+Pre-norm blocks with norms on q and k, matrices with weight decay and gains without, warm-up and
+cosine set by hand, gradients clipped by their norm, two micro-batches per step, validation.
+`muon=True` gives the blocks' matrices to Muon.
 """
 
 import math

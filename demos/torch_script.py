@@ -1,6 +1,7 @@
 """A PyTorch training script as anybody writes it, for `14_pytorch.py`: one line of it is the conversion.
 
-Run as it is, with the variables that `torchrun` sets, it trains under DistributedDataParallel (`python torch_script.py FILE`).
+Run as it is, with the variables that `torchrun` sets, it trains under DistributedDataParallel
+(`python torch_script.py FILE`).
 """
 
 import datetime
@@ -50,8 +51,8 @@ def images(dtype=torch.float64):
 def train(converted, epochs, eps=1e-5, batch_size=64, adamw=False, found=None):
     """Returns {"loss", "norm", "effective_lr": one number per step, "validation": one per epoch}, the model and its report.
 
-    The first three are of the weights as they are held; gradients are clipped by their norm. `found`: the report of a model
-    of the same kind, in place of a new one.
+    The first three are of the weights as they are held; gradients are clipped by their norm.
+    `found`: the report of a model of the same kind, in place of a new one.
     """
     ranks, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
     x, y, x_test, y_test = images()

@@ -1,11 +1,13 @@
 """Array libraries and devices: what differs between NumPy, CuPy, PyTorch and array-api-strict.
 
-Everything else takes its array namespace from its inputs with `array_namespace` and uses names of the array API
-standard (https://data-apis.org/array-api), so that the same lines run on every library. What the standard lacks is here
-under a name of its own. The oldest version of the standard that will do is 2023.12.
+Everything else takes its array namespace from its inputs with `array_namespace` and uses names of
+the array API standard (https://data-apis.org/array-api), so that the same lines run on every
+library. What the standard lacks is here under a name of its own. The oldest version of the standard
+that will do is 2023.12.
 
-On a GPU the CPU queues work and goes on; code that asks for a number waits until everything queued is done. So a step
-of training asks for none: losses and norms stay 0-d arrays where they are, until `read` fetches many of them at once.
+On a GPU the CPU queues work and goes on; code that asks for a number waits until everything queued
+is done. So a step of training asks for none: losses and norms stay 0-d arrays where they are, until
+`read` fetches many of them at once.
 """
 
 import os
@@ -34,8 +36,9 @@ from array_api_compat import (
 __all__ = ["Array", "BackendError", "LIBRARIES", "Namespace", "array_namespace", "asarray", "convert", "detach", "device",
            "dtype_name", "fuse", "is_floating", "is_numpy_array", "is_on_host", "library", "move", "read", "to_numpy"]
 
-# An array of NumPy, CuPy, PyTorch or array-api-strict. To a type checker it is Any: the standard has no class for it, the hints
-# of these libraries differ, and a protocol of every operator and attribute that is used here would be a file of its own.
+# An array of NumPy, CuPy, PyTorch or array-api-strict. To a type checker it is Any: the standard
+# has no class for it, the hints of these libraries differ, and a protocol of every operator and
+# attribute that is used here would be a file of its own.
 Array: TypeAlias = Any
 Namespace: TypeAlias = Any  # the module with such a library's functions, as `array_namespace` gives it
 
@@ -62,7 +65,8 @@ def dtype_name(x: Array) -> str:
 def detach(x: Array) -> Array:
     """`x` without its history: of a PyTorch tensor that requires a gradient, the same numbers, which PyTorch does not track.
 
-    minibn computes gradients by hand. Tracked numbers would pile up one graph over all steps of training.
+    minibn computes gradients by hand. Tracked numbers would pile up one graph over all steps of
+    training.
     """
     return x.detach() if is_torch_array(x) and x.requires_grad else x
 
@@ -130,19 +134,22 @@ class BackendError(RuntimeError):
 def library(name: str) -> tuple[Namespace, Any]:
     """(namespace, device) of an array library by name.
 
-    Of several GPUs it is the library's current one, as a rule the first. Choose another by the environment variable
-    `CUDA_VISIBLE_DEVICES=1`; or run everything inside `with cupy.cuda.Device(1):` or `with torch.cuda.device(1):`. minibn
-    computes on one GPU.
+    Of several GPUs it is the library's current one, as a rule the first. Choose another by the
+    environment variable `CUDA_VISIBLE_DEVICES=1`; or run everything inside
+    `with cupy.cuda.Device(1):` or `with torch.cuda.device(1):`. minibn computes on one GPU.
 
-    CuPy compiles each kernel at its first use. Where nothing is compiled yet, a line on stderr says so.
+    CuPy compiles each kernel at its first use. Where nothing is compiled yet, a line on stderr says
+    so.
 
     Args:
-        name: "numpy"; "cupy"; "torch", on its GPU if it has one; or, for checks, "array_api_strict", on the second of its
-            devices, where it is an error to mix in an array of the first.
+        name: "numpy"; "cupy"; "torch", on its GPU if it has one; or, for checks,
+            "array_api_strict", on the second of its devices, where it is an error to mix in an
+            array of the first.
 
     Raises:
         ValueError: another name.
-        BackendError: the library is not installed, or CuPy has no GPU that works; the message is one sentence.
+        BackendError: the library is not installed, or CuPy has no GPU that works; the message is
+            one sentence.
     """
     packages = {"cupy": "'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'", "torch": "torch", "array_api_strict": "array-api-strict"}
     if name not in ("numpy", *packages):

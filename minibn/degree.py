@@ -1,10 +1,12 @@
 """Degree algebra: how an activation scales when each parameter p is multiplied by c**a_p.
 
-A network's activation is followed as `c^d · h + shifts`: a part h multiplied by c to the degree d, a linear form in the
-unknown exponents a_p, and biases that were added on the way, each with a degree of its own. A bias is one number a channel. As
-long as it stays so (through convolutions without padding, pooling) a BatchNorm takes it away again with the mean, whatever
-its scale; elsewhere, as in a ReLU, it must scale like the rest: that is an equation between exponents. So is every sum of two
-branches, and the output, whose degree must be 0. `minibn.invariance` solves these equations.
+A network's activation is followed as `c^d · h + shifts`: a part h multiplied by c to the degree d,
+a linear form in the unknown exponents a_p, and biases that were added on the way, each with a
+degree of its own. A bias is one number a channel. As long as it stays so (through convolutions
+without padding, pooling) a BatchNorm takes it away again with the mean, whatever its scale;
+elsewhere, as in a ReLU, it must scale like the rest: that is an equation between exponents. So is
+every sum of two branches, and the output, whose degree must be 0. `minibn.invariance` solves these
+equations.
 
 Every module says what it does to a `Degree` in one method, `degree(x)`, made of the verbs below:
 
@@ -23,7 +25,8 @@ Every module says what it does to a `Degree` in one method, `degree(x)`, made of
     | GatedMLP                 | `gate.fixed(self, "SiLU").multiplied(up, self)`                |
     | attention                | `q.multiplied(k, self).fixed(self, "softmax")`, then that of v |
 
-The paper's appendix C carries a number in this way; here the exponents are unknowns, so all rescalings are found at once.
+The paper's appendix C carries a number in this way; here the exponents are unknowns, so all
+rescalings are found at once.
 """
 
 from collections.abc import Mapping

@@ -49,24 +49,25 @@ def _number(name):
 class Experiment:
     """What to train and how. The defaults train a small PreResNet on digits within a minute.
 
-    The weights of convolutions and hidden linear layers are scale-invariant together. They are trained
-    by `optimizer` with `schedule` as it is, or in a form without weight decay: `convert`, or for SGD one
-    of the paper's forms by name. All other parameters (the norms' γ and β, the head) follow the usual
-    schedule with weight decay, or keep their initial values (`fixed`, as in the paper). Muon trains
-    matrices only; the others are then trained by AdamW at `rest_lr`.
+    The weights of convolutions and hidden linear layers are scale-invariant together. They are
+    trained by `optimizer` with `schedule` as it is, or in a form without weight decay: `convert`,
+    or for SGD one of the paper's forms by name. All other parameters (the norms' γ and β, the head)
+    follow the usual schedule with weight decay, or keep their initial values (`fixed`, as in the
+    paper). Muon trains matrices only; the others are then trained by AdamW at `rest_lr`.
 
-    lr, momentum, beta1, beta2, adam_eps and weight_decay are the numbers of the optimiser's steps. One
-    that is not given gets the optimiser's default; one that the optimiser does not have stays None.
+    lr, momentum, beta1, beta2, adam_eps and weight_decay are the numbers of the optimiser's steps.
+    One that is not given gets the optimiser's default; one that the optimiser does not have stays
+    None.
 
-    Figure 2 of the paper compares schedule="step" with `Experiment(data="cifar10", path=…, depth=32,
-    affine=False, fixed=True, schedule="texp", epochs=160, milestones=(80, 120), batch=128,
-    weight_decay=5e-4, dtype="float32")`.
+    Figure 2 of the paper compares schedule="step" with `Experiment(data="cifar10", path=…,
+    depth=32, affine=False, fixed=True, schedule="texp", epochs=160, milestones=(80, 120),
+    batch=128, weight_decay=5e-4, dtype="float32")`.
 
     Numbers of NumPy become Python's, and a path a string.
 
     Raises:
-        TypeError, ValueError: a field is of another type, out of range, or without effect. The message
-            names it.
+        TypeError, ValueError: a field is of another type, out of range, or without effect. The
+            message names it.
     """
 
     data: str = flag("digits", "images to learn", DATA)
@@ -185,7 +186,8 @@ class Experiment:
         """The schedule of the scale-invariant weights: the usual one, or without weight decay.
 
         Raises:
-            ValueError: Muon with `convert`: its conversion is an optimiser, not a schedule. See `optimizers`.
+            ValueError: Muon with `convert`: its conversion is an optimiser, not a schedule. See
+                `optimizers`.
         """
         form = SCHEDULES[self.schedule][1]
         if form:
@@ -198,7 +200,8 @@ class Experiment:
 
         Args:
             model: the network.
-            schedule: stream of step objects for the scale-invariant weights, instead of the experiment's.
+            schedule: stream of step objects for the scale-invariant weights, instead of the
+                experiment's.
             band: as in `equivalence.undecayed`, with `convert`.
 
         Returns:
@@ -240,8 +243,9 @@ def run(experiment: Experiment, schedule: Iterable[Any] | None = None, *, band: 
         description: str = "train") -> Run:
     """Train, and evaluate after each epoch and at the end -> `Run`.
 
-    The test loss and accuracy of each epoch are in the History. Before the last evaluation BatchNorm's
-    running statistics, which lag behind weights that grow, are recomputed (`training.update_bn`).
+    The test loss and accuracy of each epoch are in the History. Before the last evaluation
+    BatchNorm's running statistics, which lag behind weights that grow, are recomputed
+    (`training.update_bn`).
 
     Args:
         experiment: `Experiment`.

@@ -48,7 +48,8 @@ def lr_function(schedule: Schedule, steps: int) -> Callable[[Any], Any]:
     Raises:
         ValueError: steps is below 1 or above the schedule's length; or a Step has kick, rescale,
             lookahead or shrink, or another momentum or weight decay than the first.
-        TypeError: the steps are not of SGD; or, from the function, t is neither an integer nor an array of integers.
+        TypeError: the steps are not of SGD; or, from the function, t is neither an integer nor an
+            array of integers.
         OverflowError: from the function, if lr is beyond the dtype, such as float32.
 
     Example:
@@ -74,16 +75,18 @@ def lr_function(schedule: Schedule, steps: int) -> Callable[[Any], Any]:
 def number_functions(schedule: Iterable[StepNumbers], steps: int) -> dict[str, Callable[[Any], Any]]:
     """{name of a number of the steps: it as a function of the step}, for libraries that can change more than lr.
 
-    That is what the converted form of AdamW needs, `adam_without_decay(schedule)`: stock Adam whose lr, betas and eps all
-    change. In optax, `optax.inject_hyperparams(optax.adam)` takes a function for each of them. In PyTorch a scheduler sets them
-    in the optimizer's `param_groups`. docs/other-libraries.md has both.
+    That is what the converted form of AdamW needs, `adam_without_decay(schedule)`: stock Adam whose
+    lr, betas and eps all change. In optax, `optax.inject_hyperparams(optax.adam)` takes a function
+    for each of them. In PyTorch a scheduler sets them in the optimizer's `param_groups`.
+    docs/other-libraries.md has both.
 
     Args:
         schedule: iterable of step objects of one optimiser.
         steps: how many of them to read, at least 1.
 
     Returns:
-        {field of the step objects: function}, each as `lr_function` returns it. "weight_decay" is left out if it is 0 at
+        {field of the step objects: function}, each as `lr_function` returns it. "weight_decay" is
+        left out if it is 0 at
         every step.
 
     Raises:
@@ -138,9 +141,10 @@ def _function(name, values):
 def write_csv(schedule: Iterable[StepNumbers], file: TextIO) -> None:
     """Write a header, then one line per step object, to an open text file.
 
-    Numbers keep all digits, so `read_csv` gives the same bits. The columns are "step", the fields of the steps, and for
-    `Step` "log10_lr". That is the logarithm of the learning rate that the schedule would have without `rescale`, which may
-    be far beyond float range: `log10(lr) - 2 log10(product of all rescales so far)`, and -inf where lr = 0.
+    Numbers keep all digits, so `read_csv` gives the same bits. The columns are "step", the fields
+    of the steps, and for `Step` "log10_lr". That is the logarithm of the learning rate that the
+    schedule would have without `rescale`, which may be far beyond float range:
+    `log10(lr) - 2 log10(product of all rescales so far)`, and -inf where lr = 0.
 
     Raises:
         TypeError: the steps are not all of one optimiser.
@@ -178,16 +182,16 @@ def read_csv(file: Iterable[str], kind: type[S] = Step) -> Iterator[S]:  # type:
 
     Lines are read as the schedule is used. The columns are fields of `kind`, in any order. "lr" is
     required; fields without a column have their defaults. "step" and "log10_lr", which `write_csv`
-    adds, are ignored, and so are other columns, with a warning. `tables.read` says what spreadsheets
-    and pandas may add.
+    adds, are ignored, and so are other columns, with a warning. `tables.read` says what
+    spreadsheets and pandas may add.
 
     Args:
         file: the lines.
         kind: the class of the step objects: `Step` or another of `minibn.optim`.
 
     Raises:
-        ValueError: the header lacks "lr", has a column that is almost a field of `kind` or one of another
-            optimiser, or a line is cut short or is not a step. The message names the line.
+        ValueError: the header lacks "lr", has a column that is almost a field of `kind` or one of
+            another optimiser, or a line is cut short or is not a step. The message names the line.
 
     Example:
         >>> [(s.lr, s.weight_decay) for s in read_csv(["lr, weight_decay", "0.1, 5e-4", "0.01, 5e-4"])]

@@ -1,7 +1,7 @@
 """Flags of the command line: each one that is given acts, or is refused.
 
-A flag may say `when` it acts: {other flag: values of it}. `Parser.parse` refuses those that would do
-nothing, and any that is given twice. `Parser.in_flags` says an error of the library in flags.
+A flag may say `when` it acts: {other flag: values of it}. `Parser.parse` refuses those that would
+do nothing, and any that is given twice. `Parser.in_flags` says an error of the library in flags.
 """
 
 import argparse
@@ -58,7 +58,8 @@ class Parser(argparse.ArgumentParser):
         name: the command.
         text: what it does.
         epilog: text below the flags.
-        words: {what the library calls it: flag}, for `in_flags`, where that is not the flag's own name.
+        words: {what the library calls it: flag}, for `in_flags`, where that is not the flag's own
+            name.
     """
 
     def __init__(self, name: str, text: str | None, epilog: str | None = None, words: Mapping[str, str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Values as JSON: the one place where NumPy's numbers become Python's.
 
-JSON has no NaN and no infinity. They are written as the strings "NaN", "Infinity" and "-Infinity", and
-`loads` turns these strings into numbers again.
+JSON has no NaN and no infinity. They are written as the strings "NaN", "Infinity" and "-Infinity",
+and `loads` turns these strings into numbers again.
 """
 
 import json
@@ -18,8 +18,8 @@ NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def plain(value: Any, name: str = "the value") -> Any:
     """`value` in Python's own types: None, bool, int, float, str, list, and dict with keys of str.
 
-    Numbers of NumPy and 0-d arrays of any library become numbers, other arrays and tuples lists, paths
-    strings. Keys become strings, as JSON has no others.
+    Numbers of NumPy and 0-d arrays of any library become numbers, other arrays and tuples lists,
+    paths strings. Keys become strings, as JSON has no others.
 
     Args:
         value: what to convert.
@@ -39,7 +39,8 @@ def dumps(value: Any, name: str = "the value", *, sort_keys: bool = False, inden
     """`value` as JSON text that every reader of JSON accepts.
 
     Raises:
-        TypeError, ValueError: as from `plain`; or it holds one of the strings that stand for NaN and infinity.
+        TypeError, ValueError: as from `plain`; or it holds one of the strings that stand for NaN
+            and infinity.
 
     Example:
         >>> dumps({"lr": np.float32(0.5), "loss": math.nan})

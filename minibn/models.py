@@ -1,10 +1,11 @@
 """Networks, each a few lines of composition: mlp, vgg, resnet, preresnet for images, gpt for sequences.
 
-Those for images share their keywords: `num_classes`; `in_channels` of the channels-last images; `norm`, the
-normalisation class, called as `norm(channels, eps=eps, affine=affine, dtype=dtype)` (for groups,
-`functools.partial(nn.GroupNorm, 4)`); `rng`, the numpy.random.Generator of the Kaiming-normal weights; `dtype`.
-Convolutions have no bias, since a normalisation follows each on its way to the logits; the last layer, `head`, has one.
-Only `head` and the norms' γ and β keep the networks from being scale-invariant in all their weights together.
+Those for images share their keywords: `num_classes`; `in_channels` of the channels-last images;
+`norm`, the normalisation class, called as `norm(channels, eps=eps, affine=affine, dtype=dtype)`
+(for groups, `functools.partial(nn.GroupNorm, 4)`); `rng`, the numpy.random.Generator of the
+Kaiming-normal weights; `dtype`. Convolutions have no bias, since a normalisation follows each on
+its way to the logits; the last layer, `head`, has one. Only `head` and the norms' γ and β keep the
+networks from being scale-invariant in all their weights together.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,8 +37,8 @@ def mlp(hidden: Sequence[int] = (128, 128), *, num_classes: int = 10, in_feature
 def vgg(layers: Sequence[int | Literal["M"]] = (16, "M", 32, "M", 64, 64), *, num_classes: int = 10, in_channels: int = 3,
         norm: Norm = nn.BatchNorm, eps: float = 1e-5, affine: bool = True, rng: Generator,
         dtype: str = "float32") -> nn.Sequential:
-    """A small VGG with normalisation (Simonyan & Zisserman, 2015): 3x3 conv-norm-ReLU for each number in `layers`, a
-    2x2 max-pooling for each "M", then global average pooling and the head.
+    """A small VGG with normalisation (Simonyan & Zisserman, 2015): 3x3 conv-norm-ReLU for each
+    number in `layers`, a 2x2 max-pooling for each "M", then global average pooling and the head.
 
     Input (N, H, W, in_channels), output logits (N, num_classes).
     """
@@ -58,8 +59,8 @@ def resnet(depth: int = 32, *, num_classes: int = 10, in_channels: int = 3, widt
            eps: float = 1e-5, affine: bool = True, rng: Generator, dtype: str = "float32") -> nn.Sequential:
     """Post-activation ResNet for small images (He et al., 2016a, section 4.2): `relu(x + norm conv relu norm conv x)`.
 
-    Three stages of n = (depth - 2) / 6 blocks, of `width`, `2 width` and `4 width` channels; each but the first halves
-    the image, with a 1x1 conv and norm on its shortcut.
+    Three stages of n = (depth - 2) / 6 blocks, of `width`, `2 width` and `4 width` channels; each
+    but the first halves the image, with a 1x1 conv and norm on its shortcut.
 
     Input (N, H, W, in_channels), output logits (N, num_classes).
     """
@@ -80,12 +81,13 @@ def resnet(depth: int = 32, *, num_classes: int = 10, in_channels: int = 3, widt
 
 def preresnet(depth: int = 32, *, num_classes: int = 10, in_channels: int = 3, width: int = 16, norm: Norm = nn.BatchNorm,
               eps: float = 1e-5, affine: bool = True, rng: Generator, dtype: str = "float32") -> nn.Sequential:
-    """Pre-activation ResNet for small images (He et al., 2016b), the paper's PreResNet-32 at depth=32:
-    `x + conv relu norm conv relu norm x`, with a norm and ReLU after the last block.
+    """Pre-activation ResNet for small images (He et al., 2016b), the paper's PreResNet-32 at
+    depth=32: `x + conv relu norm conv relu norm x`, with a norm and ReLU after the last block.
 
-    Stages as in `resnet`. Where a block halves the image, its 1x1 shortcut conv takes the *activated* input,
-    `branch(a) + conv(a)` with `a = relu(norm(x))`: taken from x itself it would grow with the weights before it, the branch
-    would not, and the network would not be scale-invariant (the paper's appendix C).
+    Stages as in `resnet`. Where a block halves the image, its 1x1 shortcut conv takes the
+    *activated* input, `branch(a) + conv(a)` with `a = relu(norm(x))`: taken from x itself it would
+    grow with the weights before it, the branch would not, and the network would not be
+    scale-invariant (the paper's appendix C).
 
     Input (N, H, W, in_channels), output logits (N, num_classes).
     """
@@ -109,26 +111,29 @@ def gpt(vocabulary: int, *, length: int = 64, width: int = 64, depth: int = 2, h
         mlp: Literal["swiglu", "relu", "relu2", "gelu"] = "swiglu", positions: Literal["rope", "learned"] = "rope",
         norm_after: bool = False, norm_embedding: bool = False, tied: bool = False, rng: Generator,
         dtype: str = "float32") -> nn.Sequential:
-    """A decoder-only transformer (Radford et al., 2018): `x + attention(norm(x))`, then `x + mlp(norm(x))`, `depth` times,
-    and a norm before the head. No layer has a bias.
+    """A decoder-only transformer (Radford et al., 2018): `x + attention(norm(x))`, then
+    `x + mlp(norm(x))`, `depth` times, and a norm before the head. No layer has a bias.
 
     Args:
         vocabulary: number V of tokens.
         length: largest number of positions T.
         width: C; attention has `heads` heads of width / heads channels.
         kv_heads: as in `nn.CausalSelfAttention`.
-        norm: normalises each position by itself: `nn.RMSNorm`, or `partial(nn.LayerNorm, each_position=True)`.
+        norm: normalises each position by itself: `nn.RMSNorm`, or
+            `partial(nn.LayerNorm, each_position=True)`.
         qk_norm: a norm of each head of q and k.
-        mlp: "swiglu" is `nn.GatedMLP` of 8/3 C; the others are plain, of 4 C: linear, that function, linear.
+        mlp: "swiglu" is `nn.GatedMLP` of 8/3 C; the others are plain, of 4 C: linear, that
+            function, linear.
         positions: "rope" turns q and k, "learned" adds `nn.Positions` to the embedding.
         norm_after: a second norm at the end of each branch, before the sum (sandwich, or peri-LN).
         norm_embedding: a norm right after the embedding and positions.
         tied: the head shares the embedding's table. Then no weights are scale-invariant.
         eps, affine, rng, dtype: as for the other networks; affine is the norms' gain.
 
-    Input (N, T) integers, output logits (N, T, vocabulary). `invariance.symmetries` tells, for each of these choices, which
-    weights are scale-invariant: those that write into the sum, together, and with qk_norm also each W_q and W_k alone; with
-    norm_after each weight alone but embedding and gates.
+    Input (N, T) integers, output logits (N, T, vocabulary). `invariance.symmetries` tells, for each
+    of these choices, which weights are scale-invariant: those that write into the sum, together,
+    and with qk_norm also each W_q and W_k alone; with norm_after each weight alone but embedding
+    and gates.
 
     Raises:
         ValueError: a norm that mixes positions, or a name that is not one of the above.

@@ -1,24 +1,28 @@
 """Effective learning rate, angular update, and the equilibrium that weight decay leads them to: predicted and measured.
 
-For scale-invariant weights only the direction w/|w| matters. A gradient step turns it and, being orthogonal to w, makes w
-longer. Weight decay makes it shorter. In time the two balance (van Laarhoven, 2017; Li, Lyu & Arora, 2020; Wan et al.,
-2021, *Spherical Motion Dynamics*; Kosson et al., 2024, *Rotational Equilibrium*).
+For scale-invariant weights only the direction w/|w| matters. A gradient step turns it and, being
+orthogonal to w, makes w longer. Weight decay makes it shorter. In time the two balance (van
+Laarhoven, 2017; Li, Lyu & Arora, 2020; Wan et al., 2021, *Spherical Motion Dynamics*; Kosson et
+al., 2024, *Rotational Equilibrium*).
 
-**One formula for all optimisers.** Let each step be w <- (1 - δ) w - η u, with updates of the size |u| = U / |w|^k, k the
-degree of the update (1 for SGD, 0 for the others), and let D = 1 + 2 Σ_j ρ_j, where ρ_j is the correlation of updates j
-steps apart. Over many steps decay takes 2δ|w|² per step off |w|² and the updates put η²|u|²D on. They balance where
+**One formula for all optimisers.** Let each step be w <- (1 - δ) w - η u, with updates of the size
+|u| = U / |w|^k, k the degree of the update (1 for SGD, 0 for the others), and let D = 1 + 2 Σ_j
+ρ_j, where ρ_j is the correlation of updates j steps apart. Over many steps decay takes 2δ|w|² per
+step off |w|² and the updates put η²|u|²D on. They balance where
 
     |w|^(k+1) = η U √(D / (2δ))        angle per step  η |u| / |w| = √(2δ / D)
 
-SGD with L2 decay and momentum has δ = ηλ/(1-γ), decoupled decay has δ = ηλ. An average of independent gradients with the
-factor β (momentum, Adam's mean) has D = (1+β)/(1-β). So SGD turns by √(2ηλ/(1+γ)) per step, AdamW by
-√(2ηλ (1-β1)/(1+β1)). The distance of |w|^(2k+2) from its equilibrium decays as exp(-2(k+1)δt).
+SGD with L2 decay and momentum has δ = ηλ/(1-γ), decoupled decay has δ = ηλ. An average of
+independent gradients with the factor β (momentum, Adam's mean) has D = (1+β)/(1-β). So SGD turns by
+√(2ηλ/(1+γ)) per step, AdamW by √(2ηλ (1-β1)/(1+β1)). The distance of |w|^(2k+2) from its
+equilibrium decays as exp(-2(k+1)δt).
 
-Assumptions: gradients that are independent from step to step, of no preferred direction, orthogonal to w, with a size
-proportional to 1/|w|; δD well below 1; for AdamW, averages of squares much shorter than 1/δ steps.
+Assumptions: gradients that are independent from step to step, of no preferred direction, orthogonal
+to w, with a size proportional to 1/|w|; δD well below 1; for AdamW, averages of squares much
+shorter than 1/δ steps.
 
-Measurements of weights are 0-d float64 arrays on the weights' device (floats, for NumPy), so taking them never waits for
-a GPU.
+Measurements of weights are 0-d float64 arrays on the weights' device (floats, for NumPy), so taking
+them never waits for a GPU.
 """
 
 import math
@@ -32,14 +36,16 @@ from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
 def effective_lr(step: StepNumbers, weights: Sequence[Array]) -> Array:
     """`η / |w|^(k+1)`: the learning rate with which w/|w| moves (van Laarhoven, 2017; Hoffer et al., 2018).
 
-    k is the degree of the update in the gradients, `step.degree`: `η / |w|²` for SGD, `η / |w|` for AdamW, Lion and Muon.
-    If the step rescales the weights first, |w| is the norm after that.
+    k is the degree of the update in the gradients, `step.degree`: `η / |w|²` for SGD, `η / |w|` for
+    AdamW, Lion and Muon. If the step rescales the weights first, |w| is the norm after that.
 
-    Momentum multiplies the total effect of a gradient by 1/(1-γ): divide by 1-γ to compare runs of different momentum.
+    Momentum multiplies the total effect of a gradient by 1/(1-γ): divide by 1-γ to compare runs of
+    different momentum.
 
     Args:
         step: `Step` or another optimiser's step object.
-        weights: a list of arrays, the weights that are scale-invariant together, from before the step.
+        weights: a list of arrays, the weights that are scale-invariant together, from before the
+            step.
 
     Returns:
         0-d array; infinite for weights that are zero.
@@ -102,8 +108,8 @@ def predicted_angular_update(lr: float, momentum: float, weight_decay: float) ->
 def shrink_per_step(step: StepNumbers) -> float:
     """δ, by which weight decay shrinks the weights per step, once the velocity is in equilibrium.
 
-    ηλ for AdamW, Lion and Muon. For SGD `shrink` or ηλ/(1-γ); NaN if it has both, or lookahead, or γ >= 1: these have no
-    formula here.
+    ηλ for AdamW, Lion and Muon. For SGD `shrink` or ηλ/(1-γ); NaN if it has both, or lookahead, or
+    γ >= 1: these have no formula here.
     """
     if not isinstance(step, Step):
         return step.shrink
@@ -117,11 +123,13 @@ def update_correlation(step: StepNumbers) -> float:
 
         SGD (momentum γ), AdamW (β1)    (1 + β) / (1 - β)
         Lion                            1 + (4/π) Σ_j arcsin(ρ_j), with ρ_j = ρ_1 β2^(j-1) those of β1 m + (1 - β1) g.
-                                        A sign keeps (2/π) arcsin(ρ) of the correlation ρ of normal variables
+                                        A sign keeps (2/π) arcsin(ρ) of the correlation ρ of normal
+                                        variables
         signSGD (Lion with β1 = 0)      1
         Muon                            c / s², s² = (1-γ)² ((1+γ)² + γ⁴/(1-γ²)) the squared weights of Nesterov's average,
-                                        c = 0.755 for γ from .9, measured on matrices of noise, 40 by 50: orthogonal
-                                        matrices forget faster than the average they are made of. NaN for 0 < γ < .9
+                                        c = 0.755 for γ from .9, measured on matrices of noise, 40
+                                        by 50: orthogonal matrices forget faster than the average
+                                        they are made of. NaN for 0 < γ < .9
     """
     if isinstance(step, LionStep):
         b1, b2 = step.beta1, step.beta2
@@ -166,8 +174,9 @@ def predicted_norm_of(step: StepNumbers, update_size: float) -> float:
 
     Args:
         step: the step object.
-        update_size: U = |u| |w|^k. It is √(G/(1-γ²)) for SGD, √(n (1-β1)/(1+β1)) for AdamW and √n for Lion, with n
-            weights. For Muon and others measure it: |w' - (1 - δ) w| / η, of any step.
+        update_size: U = |u| |w|^k. It is √(G/(1-γ²)) for SGD, √(n (1-β1)/(1+β1)) for AdamW and √n
+            for Lion, with n weights. For Muon and others measure it: |w' - (1 - δ) w| / η, of any
+            step.
 
     Example:
         >>> from minibn.optim import LionStep
@@ -198,8 +207,9 @@ def update_size(step: StepNumbers, weights: int) -> float:
 def predicted_norm_here(step: StepNumbers, weights: int, norm: Array, angle: Array) -> Array | float:
     """|w| in equilibrium for `History`: from `update_size` where that is known, else from the update just measured.
 
-    An update that turned weights of the norm |w| by the angle φ had η |u| / |w| = φ. Inserted into the formulas at the top of
-    this file that gives |w| (φ / predicted angle)^(1/(k+1)): the norm at which updates of this size would be in balance.
+    An update that turned weights of the norm |w| by the angle φ had η |u| / |w| = φ. Inserted into
+    the formulas at the top of this file that gives |w| (φ / predicted angle)^(1/(k+1)): the norm at
+    which updates of this size would be in balance.
 
     Args:
         step: the step object of the update.
@@ -225,7 +235,8 @@ def predicted_norm(lr: float, momentum: float, weight_decay: float, gradient_squ
     """`|w| = (ηG / (2λ(1-γ)))^(1/4)` in equilibrium; G = `gradient_square` = mean of |∇L|² |w|², the same at every |w|.
 
     Raises:
-        ValueError: weight decay is 0 (the norm then grows without bound), or a number is out of range.
+        ValueError: weight decay is 0 (the norm then grows without bound), or a number is out of
+            range.
 
     Example:
         >>> round(predicted_norm(0.1, 0.9, 5e-4, gradient_square=1.0), 3)  # (0.1 / 1e-4)^(1/4)

@@ -61,7 +61,8 @@ def chosen(defaults: Mapping[str, StepNumbers], optimizer: str, given: Mapping[s
         called: {number: its name in error messages}, where that is another one.
 
     Raises:
-        ValueError: there is no such optimiser, it has no such number, or the number is out of range.
+        ValueError: there is no such optimiser, it has no such number, or the number is out of
+            range.
 
     Example:
         >>> from minibn.optim import Step

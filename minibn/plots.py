@@ -13,8 +13,8 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
     """Draw the loss, learning rate, weight norm and effective learning rate of several runs.
 
     Args:
-        runs: {label: History}. Of several, the first is drawn wide and pale, so that equal curves on
-            top of it show.
+        runs: {label: History}. Of several, the first is drawn wide and pale, so that equal curves
+            on top of it show.
         group: name of the weights whose "lr/…", "norm/…" and "effective_lr/…" are drawn.
         path: image file to write, such as "figure.png".
         title: text above the figure. Like the labels, it is taken as it is, without mathematics.

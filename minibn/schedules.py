@@ -1,8 +1,9 @@
 """Schedules: streams of `Step`, without an end; `like` makes those of AdamW, Lion and Muon of them.
 
 One function per schedule. Each docstring starts with its formula, with steps counted from t = 0. No
-schedule needs to know how long training is. Arguments are checked at the call, not at the first step.
-Momentum γ and weight decay λ stay constant. A schedule can be read once, so make one for each optimiser.
+schedule needs to know how long training is. Arguments are checked at the call, not at the first
+step. Momentum γ and weight decay λ stay constant. A schedule can be read once, so make one for each
+optimiser.
 """
 
 import math
@@ -35,7 +36,8 @@ def by_name(name: str, lr: float, *, steps: int | None = None, milestones: Itera
         growth: of `exponential`.
 
     Raises:
-        ValueError: the name is unknown, "cosine" has no steps, or the schedule refuses its arguments.
+        ValueError: the name is unknown, "cosine" has no steps, or the schedule refuses its
+            arguments.
 
     Example:
         >>> from itertools import islice
@@ -121,8 +123,8 @@ def exponential(lr: float, growth: float, *, momentum: float = 0.0, weight_decay
 
     Raises:
         ValueError: a number is negative or not finite.
-        OverflowError: at the step where lr leaves float range. `equivalence.remove_weight_decay` has
-            `band` for that.
+        OverflowError: at the step where lr leaves float range. `equivalence.remove_weight_decay`
+            has `band` for that.
 
     Example:
         >>> from itertools import islice
@@ -163,7 +165,8 @@ def like(step: S, schedule: Iterable[StepNumbers]) -> Iterator[S]:
 def warmup(steps: int, schedule: Iterable[S]) -> Iterator[S]:
     """`lr_t * (t + 1) / (steps + 1)` for t < steps, then `schedule` unchanged (Goyal et al., 2017).
 
-    Only lr is changed, so the steps may be of any optimiser. The first warm-up step is step 0 of `schedule`.
+    Only lr is changed, so the steps may be of any optimiser. The first warm-up step is step 0 of
+    `schedule`.
 
     Raises:
         ValueError: steps is below 0 or not finite.

@@ -1,8 +1,9 @@
 """Many runs: a grid of configurations on any `concurrent.futures.Executor`, each run recorded exactly once.
 
-Records go to a JSON Lines file, one line per run, flushed to the disk when the run ends. A sweep that
-was killed continues where it stopped: configurations that are already in the file are not run again.
-Numbers of NumPy, paths and NaN are written as `jsonable` says, and `read` turns NaN back into a number.
+Records go to a JSON Lines file, one line per run, flushed to the disk when the run ends. A sweep
+that was killed continues where it stopped: configurations that are already in the file are not run
+again. Numbers of NumPy, paths and NaN are written as `jsonable` says, and `read` turns NaN back
+into a number.
 
 Executors that fit:
 
@@ -59,10 +60,11 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
     Args:
         function: takes a dict, a copy of its own, and returns anything JSON can hold. Executors of
             processes need a function that can be imported by name.
-        configurations: list of dicts that JSON can hold, such as `grid(…)`. Equal ones are run once.
+        configurations: list of dicts that JSON can hold, such as `grid(…)`. Equal ones are run
+            once.
         path: JSON Lines file, made if it is missing. `~` is the home folder.
-        executor: `concurrent.futures.Executor`. The caller shuts it down. Its processes end when this
-            one does: see `end_with_parent`.
+        executor: `concurrent.futures.Executor`. The caller shuts it down. Its processes end when
+            this one does: see `end_with_parent`.
         retry: whether to run the failed configurations in the file again. The later line counts.
         progress: whether to show a bar, in a terminal or notebook.
 
@@ -126,9 +128,9 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 def end_with_parent() -> None:
     """Let this process end when the one that started it does, even if that is killed.
 
-    Every run calls it in the process where it runs. As `initializer=` of a `ProcessPoolExecutor` it also
-    ends workers that have had no run yet. In processes that `multiprocessing` did not start, it does
-    nothing.
+    Every run calls it in the process where it runs. As `initializer=` of a `ProcessPoolExecutor` it
+    also ends workers that have had no run yet. In processes that `multiprocessing` did not start,
+    it does nothing.
     """
     _watch_parent()
 

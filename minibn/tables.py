@@ -13,11 +13,11 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?|nan", 
 def read(lines: Iterable[str], name: str) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
     """(names of the columns, rows), where each row is (number of its line, {column: text}).
 
-    A byte-order mark, empty lines, commas at the end of lines, any line ends and pandas' column of row
-    numbers are passed over.
+    A byte-order mark, empty lines, commas at the end of lines, any line ends and pandas' column of
+    row numbers are passed over.
 
-    Columns are parted by commas, or, where the header has none, by semicolons or tabs. With semicolons, as
-    spreadsheets write in many countries, `0,5` is a half.
+    Columns are parted by commas, or, where the header has none, by semicolons or tabs. With
+    semicolons, as spreadsheets write in many countries, `0,5` is a half.
 
     Args:
         lines: an open text file, or any iterable of lines. Rows are read as they are used.

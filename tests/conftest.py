@@ -1,4 +1,5 @@
-"""Settings for all tests, and the array libraries that they run on: hypothesis without time limits (a slow machine is not a
+"""Settings for all tests, and the array libraries that they run on: hypothesis without time limits
+(a slow machine is not a
 failure), GPU tests where there is a GPU."""
 
 import os  # noqa: I001  threads are set before NumPy is imported
@@ -88,8 +89,10 @@ OTHERS = [*STRICT, "torch", "cupy-double", pytest.param("torch-gpu", marks=pytes
 
 @pytest.fixture(params=["numpy", *OTHERS])
 def library(request):
-    """Each `Library` in turn: array-api-strict in the oldest version of the standard that will do and in the newest, without what
-    would make a GPU wait (shapes that depend on data); `cupy_double`, the strict stand-in for CuPy."""
+    """Each `Library` in turn: array-api-strict in the oldest version of the standard that will do
+    and in the newest, without what
+    would make a GPU wait (shapes that depend on data); `cupy_double`, the strict stand-in for
+    CuPy."""
     if request.param == "cupy-double":
         with in_place_of_cupy():
             yield Library("cupy", *backend.library("cupy"))

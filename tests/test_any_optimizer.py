@@ -1,7 +1,8 @@
 """Theorems A, B and C: decoupled weight decay can be removed from every optimiser, exactly, in three ways.
 
-`same_run` is the statement of Theorem A, `same_adam` that of Theorem C; hypothesis checks both over random schedules, and the
-tests of broken variants check that they fail as soon as one line is wrong.
+`same_run` is the statement of Theorem A, `same_adam` that of Theorem C; hypothesis checks both over
+random schedules, and the tests of broken variants check that they fail as soon as one line is
+wrong.
 """
 
 import inspect

@@ -1,5 +1,5 @@
-"""The same lines on every array library, where the model is and with no wait for a GPU, on any number of threads; and
-`import minibn` stays light."""
+"""The same lines on every array library, where the model is and with no wait for a GPU, on any
+number of threads; and `import minibn` stays light."""
 
 import ast
 import configparser

@@ -49,7 +49,8 @@ def test_500_truncated_or_flipped_checkpoints_are_refused_or_whole(tmp_path):
         if case % 5 == 0:
             damaged = damaged[: rng.integers(len(whole))]
         else:
-            # half of the bits in the headers of the parts and in the directory, where there is more to go wrong
+            # half of the bits in the headers of the parts and in the directory, where there is more
+            # to go wrong
             where = rng.integers(len(whole)) if case % 2 else rng.choice([*range(1000), *range(len(whole) - 900, len(whole))])
             damaged[where] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)

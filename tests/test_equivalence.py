@@ -1,7 +1,8 @@
 """The theorem: a run with weight decay and its converted run are one run, seen in two frames.
 
-`same_run` and `round_trip` are the theorem's two statements; hypothesis checks them over random schedules, and
-`test_broken_recurrences_are_caught` checks that they fail as soon as one line of the recurrence is wrong.
+`same_run` and `round_trip` are the theorem's two statements; hypothesis checks them over random
+schedules, and `test_broken_recurrences_are_caught` checks that they fail as soon as one line of the
+recurrence is wrong.
 """
 
 import inspect
@@ -465,7 +466,8 @@ def test_errors_of_adding():
     with pytest.raises(ValueError, match="weight_decay=-0.1"):
         add_weight_decay([Step(0.1)], -0.1)
     with pytest.raises(ValueError, match="step 1 .*has no equal with weight_decay=0.0, shrink=0.0"):
-        # a kick of -200 of the weights would have to be undone by a weight decay, which is far too small
+        # a kick of -200 of the weights would have to be undone by a weight decay, which is far too
+        # small
         list(add_weight_decay([Step(0.1, 0.9), Step(0.1, 0.9, kick=200.0)], repeat(0)))
 
 

@@ -145,7 +145,8 @@ def loses_nothing(path, number, **when):
 def campaign(folder, seed=0, each=22):
     """Stop `each` runs by each signal, half of them at a random line of code, the others at a random time.
 
-    Each run is stopped three times, then goes on to its end, which must be that of the unbroken run.
+    Each run is stopped three times, then goes on to its end, which must be that of the unbroken
+    run.
     """
     rng = random.Random(seed)
     expected = train(None)

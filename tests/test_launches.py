@@ -1,7 +1,7 @@
 """Budgets of a training step on a GPU, held on the strict stand-in for CuPy: launches, waits, traffic, memory.
 
-A PreResNet-32 at batch 128 would take a minute here, so `benchmarks/launches.py` counts two small batches and says how
-each count grows with the batch.
+A PreResNet-32 at batch 128 would take a minute here, so `benchmarks/launches.py` counts two small
+batches and says how each count grows with the batch.
 """
 
 import re

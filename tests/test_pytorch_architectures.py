@@ -33,16 +33,18 @@ def residual(layers=2, mlp="1.branch.1.2", embeddings=("wte.weight", "wpe.weight
 
 
 def test_resnet():
-    """BatchNorm after each conv takes out its scale. γ, β inside a branch scale the input of the next conv, so its BatchNorm
-    takes theirs out too. Those that are added meet in the sum: only together."""
+    """BatchNorm after each conv takes out its scale. γ, β inside a branch scale the input of the
+    next conv, so its BatchNorm takes theirs out too. Those that are added meet in the sum: only
+    together."""
     stream = (*pair("1"), *pair("3.branch.4"))
     convs = [("0.weight",), stream, ("3.branch.0.weight",), pair("3.branch.1"), ("3.branch.3.weight",), ("4.weight",)]
     assert found(n.resnet).groups == convs
 
 
 def test_preresnet():
-    """What is added into the stream has a common scale; the conv inside a branch has one of its own. γ, β before the last
-    conv of a branch scale what is added, too: in place of that conv, not with it."""
+    """What is added into the stream has a common scale; the conv inside a branch has one of its
+    own. γ, β before the last conv of a branch scale what is added, too: in place of that conv, not
+    with it."""
     assert found(n.preresnet).groups == [
         ("0.weight", "1.branch.5.weight", "2.branch.5.weight"), pair("1.branch.0"), ("1.branch.2.weight",),
         pair("2.branch.0"), ("2.branch.2.weight",)]
@@ -65,8 +67,9 @@ def test_mobilenet():
 
 
 def test_convnext_with_layer_scale():
-    """LayerNorm takes out the scale of the depthwise conv and its bias. The stream's scale would need these biases too, and
-    either the last conv or the layer scale of each block; the depthwise convs are more weights, and so are chosen."""
+    """LayerNorm takes out the scale of the depthwise conv and its bias. The stream's scale would
+    need these biases too, and either the last conv or the layer scale of each block; the depthwise
+    convs are more weights, and so are chosen."""
     assert found(n.convnext).groups == [pair("0"), pair("2.branch.0"), pair("3.branch.0")]
 
 
@@ -77,8 +80,8 @@ def test_convnext_with_a_wide_last_layer():
 
 
 def test_unet_with_group_norm():
-    """Each conv before GroupNorm; γ, β of the skip meet those of the bottom in a concatenation, whose scales may not differ
-    in front of one conv and GroupNorm."""
+    """Each conv before GroupNorm; γ, β of the skip meet those of the bottom in a concatenation,
+    whose scales may not differ in front of one conv and GroupNorm."""
     groups = found(n.UNet).groups
     assert [g for g in groups if len(g) == 1] == [("down.0.weight",), ("inside.0.weight",), ("up.0.weight",)]
     assert [g for g in groups if len(g) > 1] == [(*pair("down.1"), *pair("inside.1"))]
@@ -115,8 +118,9 @@ def test_experts_with_tokens():
 
 
 def test_experts_without_tokens():
-    """Nothing is known of them, nor of the set that their last layer belongs to: converted without it, it would be another
-    network when the first token comes. q and k, which nothing else can join, are converted."""
+    """Nothing is known of them, nor of the set that their last layer belongs to: converted without
+    it, it would be another network when the first token comes. q and k, which nothing else can
+    join, are converted."""
     report = found(lambda: n.GPT(layers=1, qk_norm=True, fused=False, mlp=lambda width: n.Experts(width, tokens=99)))
     assert report.unknown == ["blocks.0.1.branch.1.experts.1.0.weight", "blocks.0.1.branch.1.experts.1.2.weight"]
     assert report.groups == [("blocks.0.0.branch.1.q.weight",), ("blocks.0.0.branch.1.k.weight",)]
@@ -132,8 +136,8 @@ def test_stochastic_depth():
 
 @pytest.mark.parametrize("weight", [0.3, 0.0, 1e-12])
 def test_auxiliary_head(weight):
-    """It has no effect while its weight is 0, and none that can be measured at 1e-12: unknown, and in no group. γ, β before
-    it are not invariant if it counts."""
+    """It has no effect while its weight is 0, and none that can be measured at 1e-12: unknown, and
+    in no group. γ, β before it are not invariant if it counts."""
     report = found(lambda: n.WithAuxiliary(weight))
     assert report.unknown == ([] if weight == 0.3 else ["auxiliary.2.weight", "auxiliary.2.bias"])
     assert report.groups == [("body.0.weight",), *([] if weight == 0.3 else [pair("body.1")]), ("rest.0.weight",)]

@@ -162,7 +162,8 @@ def test_a_converted_group_has_the_effective_lr_of_the_usual_run():
                              groups=found.groups))
     usual, grown = histories
     for name in found.groups:
-        # lr of the converted run is η / (P P'), its norm |w| / P: the two rates differ by α of that step, 1 - η drag
+        # lr of the converted run is η / (P P'), its norm |w| / P: the two rates differ by α of that
+        # step, 1 - η drag
         ratio = grown[f"effective_lr/{name}"] / usual[f"effective_lr/{name}"]
         assert np.all((ratio > 1) & (ratio < 1.01))
         np.testing.assert_allclose(grown[f"angle/{name}"], usual[f"angle/{name}"], rtol=1e-6)

@@ -1,6 +1,7 @@
 """The documentation site: it builds without a warning, holds every public name, and works in a browser and in notebooks.
 
-A site that is in docs/_build and newer than all its sources is used as it is; `.ci/run` makes one before the tests.
+A site that is in docs/_build and newer than all its sources is used as it is; `.ci/run` makes one
+before the tests.
 """
 
 import fcntl

@@ -2,8 +2,9 @@
 
     python -m experiments.fashion_mnist.draw
 
-Thin lines are single seeds, thick lines their mean. The first schedule of a picture is drawn wide and pale. A picture
-is drawn once its first two schedules have a run. The table has a row for each schedule that has one.
+Thin lines are single seeds, thick lines their mean. The first schedule of a picture is drawn wide
+and pale. A picture is drawn once its first two schedules have a run. The table has a row for each
+schedule that has one.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from minibn.plots import smooth
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BEGIN, END = "<!-- table: written by python -m experiments.fashion_mnist.draw -->\n", "<!-- end of table -->\n"
 STEPS_PER_EPOCH = 60_000 // PAPER["batch"]
-# label, colour (of Okabe & Ito, which all eyes tell apart), dashes: they differ in brightness and in dashes, too
+# label, colour (of Okabe & Ito, which all eyes tell apart), dashes: they differ in brightness and
+# in dashes, too
 LOOKS = {"step": ("step decay, weight decay", "#000000", "-"), "texp++": ("TEXP++, no weight decay", "#e69f00", "-"),
          "texp": ("TEXP, no weight decay", "#56b4e9", "--"), "disturbed": ("step decay, weights disturbed", "#cc79a7", ":"),
          "no-decay": ("step decay, no weight decay", "#0072b2", "-"), "constant": ("constant lr, weight decay", "#000000", "-"),

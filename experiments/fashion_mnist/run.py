@@ -1,9 +1,10 @@
 """Train PreResNet-14 on Fashion-MNIST with the paper's settings and each of the paper's schedules, as one sweep.
 
-    python -m experiments.fashion_mnist.run --path /usr/share/datasets/fashion-mnist --output results/fashion-mnist
+    python -m experiments.fashion_mnist.run --path /usr/share/datasets/fashion-mnist --output
+    results/fashion-mnist
 
-Each run is one thread. It writes two small CSV files into the output folder, and one line into runs.jsonl there. A run that
-was stopped goes on from its last whole epoch, to the same bits.
+Each run is one thread. It writes two small CSV files into the output folder, and one line into
+runs.jsonl there. A run that was stopped goes on from its last whole epoch, to the same bits.
 """
 
 import argparse
@@ -50,8 +51,9 @@ DENSE, SPARSE = 234, 36  # the CSV has each of the first steps (half an epoch), 
 class Disturbed(Experiment):
     """The control for float32: the same run, its first weights disturbed by one rounding error each.
 
-    Every weight is replaced by the next float above or below it, at random. What this changes is chance alone. So two
-    equivalent runs need not agree better than this run agrees with the undisturbed one.
+    Every weight is replaced by the next float above or below it, at random. What this changes is
+    chance alone. So two equivalent runs need not agree better than this run agrees with the
+    undisturbed one.
     """
 
     def network(self):
@@ -73,7 +75,8 @@ def train(configuration: Mapping[str, Any], path: str, output: str, checksum: bo
     """Train one configuration; write NAME-SEED.epochs.csv and NAME-SEED.steps.csv.
 
     Returns:
-        {"test_accuracy", "train_loss": with BatchNorm's statistics recomputed; "wall_seconds_per_step", "cpu_seconds_per_step":
+        {"test_accuracy", "train_loss": with BatchNorm's statistics recomputed;
+        "wall_seconds_per_step", "cpu_seconds_per_step":
         of the steps since the last start, evaluations included}
     """
     fields = dict(configuration)
@@ -93,9 +96,10 @@ def train(configuration: Mapping[str, Any], path: str, output: str, checksum: bo
 def write(history: History, per_epoch: int, base: Path) -> None:
     """The History in two small files, its floats with the nine digits that tell all float32 apart.
 
-    BASE.epochs.csv: epoch, loss and accuracy (means over its batches in training mode), test_loss, test_accuracy.
-    BASE.steps.csv: at some steps `step`, `loss` of its batch, and of the scale-invariant weights `lr`, `norm` (after the
-    step), `effective_lr` (lr / |w|², before it), `angle` (by which the step turned them).
+    BASE.epochs.csv: epoch, loss and accuracy (means over its batches in training mode), test_loss,
+    test_accuracy. BASE.steps.csv: at some steps `step`, `loss` of its batch, and of the
+    scale-invariant weights `lr`, `norm` (after the step), `effective_lr` (lr / |w|², before it),
+    `angle` (by which the step turned them).
     """
     epochs = np.arange(per_epoch - 1, len(history), per_epoch)
     means = {name: history[name].reshape(-1, per_epoch).mean(axis=1) for name in ("loss", "accuracy")}

@@ -47,8 +47,8 @@ def batches(x: Array, y: Array, batch_size: int, *, rng: Generator, drop_last: b
 def crop_flip(x: Array, *, rng: Generator, padding: int = 4) -> Array:
     """Each image moved at random by up to `padding` pixels, with zeros at the border, and mirrored with probability 1/2.
 
-    The usual augmentation of CIFAR-10 (He et al., 2016a, section 4.2): a crop of the padded image, left and right exchanged
-    half the time. Zero is the mean colour of normalised images.
+    The usual augmentation of CIFAR-10 (He et al., 2016a, section 4.2): a crop of the padded image,
+    left and right exchanged half the time. Zero is the mean colour of normalised images.
 
     Args:
         x: images (N, H, W, C) of any array library.
@@ -79,12 +79,13 @@ def crop_flip(x: Array, *, rng: Generator, padding: int = 4) -> Array:
 def check_examples(x: Array, y: Array) -> None:
     """Raise an error unless x and y hold the same number, above 0, of examples, all of them finite numbers.
 
-    It reads every number once: 0.02 s for 60,000 images of 28 x 28 pixels. On a GPU it waits for the result, so it
-    belongs before the first step and not into each one.
+    It reads every number once: 0.02 s for 60,000 images of 28 x 28 pixels. On a GPU it waits for
+    the result, so it belongs before the first step and not into each one.
 
     Raises:
         TypeError: x or y is not an array, or has a mask.
-        ValueError: no data, different lengths, or NaN or infinity in the data. The message names the first such example.
+        ValueError: no data, different lengths, or NaN or infinity in the data. The message names
+            the first such example.
     """
     _check_lengths(x, y)
     for name, array in (("x", x), ("y", y)):
@@ -95,8 +96,8 @@ def check_array(name: str, x: Any) -> int:
     """The number of examples in `x`, which must be an array with at least one.
 
     Raises:
-        TypeError: x is a list, a DataFrame or anything else that is not an array, or a masked array, whose mask the
-            arithmetic would drop.
+        TypeError: x is a list, a DataFrame or anything else that is not an array, or a masked
+            array, whose mask the arithmetic would drop.
         ValueError: x is 0-dimensional or empty.
     """
     if isinstance(x, np.matrix):

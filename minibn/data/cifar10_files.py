@@ -1,7 +1,8 @@
 """The files of CIFAR-10 (Krizhevsky, 2009), read and checked: the binary form and the pickled "python" form.
 
-Neither is shipped: https://www.cs.toronto.edu/~kriz/cifar.html has both archives. No file is trusted. A pickle can run any
-program and ask for any amount of memory when it is opened, so `minibn.data.pickles` reads it.
+Neither is shipped: https://www.cs.toronto.edu/~kriz/cifar.html has both archives. No file is
+trusted. A pickle can run any program and ask for any amount of memory when it is opened, so
+`minibn.data.pickles` reads it.
 """
 
 import hashlib
@@ -35,10 +36,12 @@ def read(path: str | Path, checksum: bool = True) -> tuple[np.ndarray, np.ndarra
     """Images and labels of CIFAR-10 as they are in the files.
 
     Args:
-        path: one of the two archives (`cifar-10-binary.tar.gz`, `cifar-10-python.tar.gz`), or a folder with the files of
-            one, or a folder in which such a folder (`cifar-10-batches-bin`, `cifar-10-batches-py`) lies.
-        checksum: whether to insist on the original: MD5 sums of an archive or of pickles; for binary files, which have no
-            published sums, their size and the number of images of each class. False reads any whole number of records.
+        path: one of the two archives (`cifar-10-binary.tar.gz`, `cifar-10-python.tar.gz`), or a
+            folder with the files of one, or a folder in which such a folder
+            (`cifar-10-batches-bin`, `cifar-10-batches-py`) lies.
+        checksum: whether to insist on the original: MD5 sums of an archive or of pickles; for
+            binary files, which have no published sums, their size and the number of images of each
+            class. False reads any whole number of records.
 
     Returns:
         images (N, 32, 32, 3) uint8, labels (N,) int64 for training, and the same for testing.

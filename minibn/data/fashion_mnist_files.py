@@ -27,8 +27,8 @@ def read(path: str | Path, checksum: bool = True) -> tuple[np.ndarray, np.ndarra
 
     Args:
         path: the folder with the four files, each gzipped (NAME.gz) or not.
-        checksum: whether to insist on the original: the number of images, their size, and MD5 sums. False reads any images
-            and labels from 0 to 9 in files of these names.
+        checksum: whether to insist on the original: the number of images, their size, and MD5 sums.
+            False reads any images and labels from 0 to 9 in files of these names.
 
     Returns:
         images (N, H, W, 1) uint8, labels (N,) int64 for training, and the same for testing.

@@ -33,7 +33,8 @@ def idx(path: str | Path, *, largest: int = LARGEST) -> np.ndarray:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: the file is not IDX, is truncated or damaged, goes on after its numbers, or is larger than `largest`.
+        ValueError: the file is not IDX, is truncated or damaged, goes on after its numbers, or is
+            larger than `largest`.
     """
     with open(path, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"

@@ -1,8 +1,8 @@
 """Pickles of NumPy arrays and plain containers, read without trust.
 
-A pickle is a program. It may call any function that it can import, and a few changed bytes may ask for any amount of memory.
-Here a program is read through before it runs, every function that it may call is one of ours, and memory stays within a
-small multiple of the file's size.
+A pickle is a program. It may call any function that it can import, and a few changed bytes may ask
+for any amount of memory. Here a program is read through before it runs, every function that it may
+call is one of ours, and memory stays within a small multiple of the file's size.
 """
 
 import io
@@ -19,7 +19,8 @@ def load(content: bytes) -> Any:
     """The object in a pickle that was written by any protocol, with any NumPy; strings of Python 2 come as bytes.
 
     Raises:
-        Exception: of any type; the pickle is damaged, or asks for something else than arrays and plain containers.
+        Exception: of any type; the pickle is damaged, or asks for something else than arrays and
+            plain containers.
     """
     _read_through(content)
     return _Unpickler(io.BytesIO(content), encoding="bytes").load()

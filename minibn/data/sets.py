@@ -24,8 +24,8 @@ class Split(NamedTuple):
 def digits(dtype: str = "float32") -> Split:
     """The 1,797 handwritten 8 x 8 digits of the UCI repository (Alpaydin & Kaynak, 1998; CC BY 4.0).
 
-    A fixed random 360 of them are the test set. Pixels are brought to mean 0 and standard deviation 1 with two numbers
-    taken from the training images.
+    A fixed random 360 of them are the test set. Pixels are brought to mean 0 and standard deviation
+    1 with two numbers taken from the training images.
 
     Args:
         dtype: of the images, float32 or float64.
@@ -49,16 +49,18 @@ def digits(dtype: str = "float32") -> Split:
 def cifar10(path: str | Path, dtype: str = "float32", *, checksum: bool = True) -> Split:
     """CIFAR-10 (Krizhevsky, 2009): 60,000 colour photographs of 32 x 32 pixels in 10 classes, from a file on your disk.
 
-    Each channel is brought to mean 0 and standard deviation 1 with numbers taken from the training images. In float32 this
-    takes 740 MB.
+    Each channel is brought to mean 0 and standard deviation 1 with numbers taken from the training
+    images. In float32 this takes 740 MB.
 
     Args:
-        path: the binary or python archive from https://www.cs.toronto.edu/~kriz/cifar.html, or the folder it unpacks to.
+        path: the binary or python archive from https://www.cs.toronto.edu/~kriz/cifar.html, or the
+            folder it unpacks to.
         dtype: of the images, float32 or float64.
         checksum: False reads files that are not the original, such as a part of it.
 
     Returns:
-        Split: x_train (50000, 32, 32, 3), y_train (50000,), x_test (10000, 32, 32, 3), y_test (10000,).
+        Split: x_train (50000, 32, 32, 3), y_train (50000,), x_test (10000, 32, 32, 3), y_test
+            (10000,).
 
     Raises:
         FileNotFoundError: there is no CIFAR-10 at `path`; the message says what to download.
@@ -74,21 +76,25 @@ def cifar10(path: str | Path, dtype: str = "float32", *, checksum: bool = True) 
 def fashion_mnist(path: str | Path, dtype: str = "float32", *, checksum: bool = True) -> Split:
     """Fashion-MNIST (Xiao, Rasul & Vollgraf, 2017; MIT): 70,000 grey photographs of clothes, 28 x 28 pixels, in 10 classes.
 
-    Pixels are brought to mean 0 and standard deviation 1 with two numbers taken from the training images. In float32 this
-    takes 220 MB.
+    Pixels are brought to mean 0 and standard deviation 1 with two numbers taken from the training
+    images. In float32 this takes 220 MB.
 
     Args:
-        path: the folder with its four files, gzipped or not. Debian and Ubuntu have them as a package: after
-            `apt-get install dataset-fashion-mnist` they are in /usr/share/datasets/fashion-mnist.
+        path: the folder with its four files, gzipped or not. Debian and Ubuntu have them as a
+            package: after `apt-get install dataset-fashion-mnist` they are in
+            /usr/share/datasets/fashion-mnist.
         dtype: of the images, float32 or float64.
-        checksum: False reads other files of these names, such as those of MNIST or KMNIST, or a part of the original.
+        checksum: False reads other files of these names, such as those of MNIST or KMNIST, or a
+            part of the original.
 
     Returns:
-        Split: x_train (60000, 28, 28, 1), y_train (60000,), x_test (10000, 28, 28, 1), y_test (10000,).
+        Split: x_train (60000, 28, 28, 1), y_train (60000,), x_test (10000, 28, 28, 1), y_test
+            (10000,).
 
     Raises:
         FileNotFoundError: a file is missing; the message says where to get it.
-        ValueError: a file is truncated, changed, exchanged with another or not Fashion-MNIST; or dtype cannot hold fractions.
+        ValueError: a file is truncated, changed, exchanged with another or not Fashion-MNIST; or
+            dtype cannot hold fractions.
     """
     _check_dtype(dtype)
     train, y_train, test, y_test = fashion_mnist_files.read(path, checksum)

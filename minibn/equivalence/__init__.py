@@ -1,12 +1,14 @@
 """The theorem: rewrite one schedule as another that trains a scale-invariant network in the same way.
 
-Li & Arora, *An Exponential Learning Rate Schedule for Deep Learning*, ICLR 2020 ("the paper"): if the loss does not
-depend on the scale of the weights, SGD with weight decay equals SGD without, at a learning rate that grows
-exponentially. `streams` derives and converts any schedule of SGD; `closed_forms` has the schedules that the paper names.
+Li & Arora, *An Exponential Learning Rate Schedule for Deep Learning*, ICLR 2020 ("the paper"): if
+the loss does not depend on the scale of the weights, SGD with weight decay equals SGD without, at a
+learning rate that grows exponentially. `streams` derives and converts any schedule of SGD;
+`closed_forms` has the schedules that the paper names.
 
-The same holds for other optimisers, which is not in the paper: `any_optimizer` removes decoupled weight decay from any
-of them, `adam` turns AdamW into a schedule for stock Adam, `lion` Lion into one for stock Lion. `methods` is the table of
-all optimisers. `averages` and `clipping` have what else looks at the scale.
+The same holds for other optimisers, which is not in the paper: `any_optimizer` removes decoupled
+weight decay from any of them, `adam` turns AdamW into a schedule for stock Adam, `lion` Lion into
+one for stock Lion. `methods` is the table of all optimisers. `averages` and `clipping` have what
+else looks at the scale.
 """
 
 from minibn.equivalence.adam import AdamFrame, adam_exponential, adam_with_decay, adam_without_decay

@@ -1,8 +1,9 @@
 """Theorem C: AdamW is stock Adam under a schedule of (lr, beta1, beta2, eps). Not in the paper.
 
-`any_optimizer` removes weight decay by dividing gradients by P. Here the gradients stay as they are, so that the result is
-a schedule for any library's Adam. Let m, v be the moments of AdamW, at weights w = P w̃ with gradients g = g̃ / P. Let
-Adam's moments without weight decay, after the step at P, be
+`any_optimizer` removes weight decay by dividing gradients by P. Here the gradients stay as they
+are, so that the result is a schedule for any library's Adam. Let m, v be the moments of AdamW, at
+weights w = P w̃ with gradients g = g̃ / P. Let Adam's moments without weight decay, after the step
+at P, be
 
     m̃ = c P m        ṽ = d P² v
 
@@ -15,13 +16,13 @@ Adam needs the two factors to be β̃1 and 1 - β̃1. They add up to 1 if, and f
     c' = 1 / ((1 - β1) + β1 a / c)          β̃1 = 1 - c' (1 - β1)
     d' = 1 / ((1 - β2) + β2 a² / d)         β̃2 = 1 - d' (1 - β2)
 
-It remains to make the updates equal, η m̂ / (√v̂ + ε) / P' with P' = (1 - η λ) P. Adam corrects its moments at update
-q = 1, 2, … with its own betas, so
+It remains to make the updates equal, η m̂ / (√v̂ + ε) / P' with P' = (1 - η λ) P. Adam corrects its
+moments at update q = 1, 2, … with its own betas, so
 
     r = √(d' (1 - β2^q) / (1 - β̃2^q))       ε̃ = r P ε       η̃ = (η / P') (r / c') (1 - β̃1^q) / (1 - β1^q)
 
-For constant η and λ the betas come to rest at β1 a and β2 a², a = 1 - η λ, and η̃ grows by 1/a per step:
-`adam_exponential` starts there.
+For constant η and λ the betas come to rest at β1 a and β2 a², a = 1 - η λ, and η̃ grows by 1/a per
+step: `adam_exponential` starts there.
 """
 
 from collections.abc import Iterable, Iterator
@@ -66,11 +67,12 @@ START = AdamFrame()
 def adam_without_decay(schedule: Iterable[AdamStep], *, frame: AdamFrame = START) -> Iterator[AdamStep]:
     """The schedule of Adam that trains every scale-invariant network as AdamW does under `schedule`.
 
-    The equations are at the top of this file. Exact for any lr, weight decay, betas and eps that change at any step. One
-    pass, O(1) memory. The converted run's weights are w / P.
+    The equations are at the top of this file. Exact for any lr, weight decay, betas and eps that
+    change at any step. One pass, O(1) memory. The converted run's weights are w / P.
 
-    There is no `band`: Adam has no step that rescales weights. Squares of the gradients P g underflow when P is below about
-    1e-18 in float32 and 1e-150 in float64; `undecayed` has no such limit.
+    There is no `band`: Adam has no step that rescales weights. Squares of the gradients P g
+    underflow when P is below about 1e-18 in float32 and 1e-150 in float64; `undecayed` has no such
+    limit.
 
     Args:
         schedule: iterable of `AdamStep`.
@@ -98,8 +100,8 @@ def adam_with_decay(schedule: Iterable[AdamStep], weight_decay: float | Iterable
                     frame: AdamFrame = START) -> Iterator[AdamStep]:
     """The schedule of AdamW with the given weight decay that trains every scale-invariant network as `schedule` does.
 
-    The inverse of `adam_without_decay`: removing, then adding the same weight decay gives back the original numbers.
-    Adding another restates the schedule. `add_adam_step` has the equations.
+    The inverse of `adam_without_decay`: removing, then adding the same weight decay gives back the
+    original numbers. Adding another restates the schedule. `add_adam_step` has the equations.
 
     Args:
         schedule: iterable of `AdamStep` without weight decay.
@@ -131,7 +133,8 @@ def adam_exponential(lr: float, weight_decay: float, beta1: float = 0.9, beta2: 
         r_q = √(d (1 - β2^q) / (1 - β̃2^q))      ε̃ = r_q a^(q-1) ε
         η̃ = η a^-q (r_q / c) (1 - β̃1^q) / (1 - β1^q)                    at update q = 1, 2, …
 
-    Once the bias corrections are over, lr grows by 1/a per step. Exact from the first step, since the moments start at 0.
+    Once the bias corrections are over, lr grows by 1/a per step. Exact from the first step, since
+    the moments start at 0.
 
     Yields:
         AdamStep, endlessly, with constant betas and weight decay 0.
@@ -181,9 +184,10 @@ def remove_adam_step(step: AdamStep, frame: AdamFrame) -> tuple[AdamStep, AdamFr
 def add_adam_step(step: AdamStep, frame: AdamFrame, weight_decay: float) -> tuple[AdamStep, AdamFrame]:
     """One step of `adam_with_decay`: (`AdamStep` without decay, frame) -> (AdamStep with it, frame after it).
 
-    The equations at the top of this file, solved for the numbers of AdamW. c' = (1 - β̃1) / (1 - β1) and
-    β̃1 = c' β1 a / c give c' = (1 - β̃1) + β̃1 c / a, and β1; d' and β2 likewise with a². The last equation gives
-    s = η / P', and with P' = (1 - η λ) P that is η = s P / (1 + s P λ).
+    The equations at the top of this file, solved for the numbers of AdamW.
+    c' = (1 - β̃1) / (1 - β1) and β̃1 = c' β1 a / c give c' = (1 - β̃1) + β̃1 c / a, and β1; d' and
+    β2 likewise with a². The last equation gives s = η / P', and with P' = (1 - η λ) P that is η = s
+    P / (1 + s P λ).
     """
     scale, previous, c, d, t = frame
     if step.weight_decay:

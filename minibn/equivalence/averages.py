@@ -1,17 +1,19 @@
 """Averages of weights (EMA, SWA, Lookahead) of a run without weight decay. Not in the paper.
 
-Let w = P w̃ be the weights of the run with weight decay, P' those of w' = P' w̃' after a step. Its average is
-E' = μ E + (1 - μ) w'. P shrinks, so the same average of w̃ would weigh late weights more. Give the average a frame of its
-own, E = Q Ẽ, and insert:
+Let w = P w̃ be the weights of the run with weight decay, P' those of w' = P' w̃' after a step. Its
+average is E' = μ E + (1 - μ) w'. P shrinks, so the same average of w̃ would weigh late weights
+more. Give the average a frame of its own, E = Q Ẽ, and insert:
 
     Q' = μ Q + (1 - μ) P'        μ̃ = μ Q / Q'        Ẽ' = μ̃ Ẽ + (1 - μ̃) w̃'
 
-So the converted run averages with μ̃ instead of μ, and Ẽ differs from E by its scale alone, which a scale-invariant
-network does not see. Start with Ẽ = w̃ and Q = P. P is the `scale` of `undecayed`, or `frame_after(…).scale`.
+So the converted run averages with μ̃ instead of μ, and Ẽ differs from E by its scale alone, which a
+scale-invariant network does not see. Start with Ẽ = w̃ and Q = P. P is the `scale` of `undecayed`,
+or `frame_after(…).scale`.
 
 Example: an exponential average of the weights of a converted optimiser, after each of its steps
 
-    average.weight, average.scale = ema(0.999, average.weight, average.scale, w.data, optimizer.scale)
+    average.weight, average.scale = ema(0.999, average.weight, average.scale, w.data,
+    optimizer.scale)
 """
 
 from minibn.backend import Array
@@ -55,7 +57,8 @@ def lookahead(alpha: float, slow: Array, slow_scale: float, weight: Array, scale
 
         P_new = (1 - α) P_slow + α P        α̃ = α P / P_new        w̃ <- (1 - α̃) w̃_slow + α̃ w̃
 
-    `ema` with μ = 1 - α. Then put the result into the parameters, and P_new into the optimiser's `scale`.
+    `ema` with μ = 1 - α. Then put the result into the parameters, and P_new into the optimiser's
+    `scale`.
 
     Args:
         alpha: α, from 0 to 1.

@@ -10,16 +10,19 @@ from minibn.optim import Optimizer
 def clip_global_norm(optimizers: Iterable[Optimizer], max_norm: float, *, scales: Sequence[float] | None = None) -> Array:
     """Clip the gradients of all parameters by their common norm, as the run with weight decay does (Pascanu et al., 2013).
 
-    Converted weights w / P have gradients g̃ = P g. With N the norm of all g, over converted and other weights together,
+    Converted weights w / P have gradients g̃ = P g. With N the norm of all g, over converted and
+    other weights together,
 
         g̃ <- min(1, max_norm / N) g̃        N² = Σ |g̃ / P|²
 
-    Call it between `backward` and `step`. The factor is the same for all weights, so each g̃ stays P g.
+    Call it between `backward` and `step`. The factor is the same for all weights, so each g̃ stays
+    P g.
 
     Args:
         optimizers: every optimiser of the model, ordinary ones and those of `undecayed`.
         max_norm: above 0.
-        scales: P of each optimiser. None: its `scale`. A converted schedule of SGD needs `frame_after(…).scale` here.
+        scales: P of each optimiser. None: its `scale`. A converted schedule of SGD needs
+            `frame_after(…).scale` here.
 
     Returns:
         N, the norm before clipping: a 0-d array.

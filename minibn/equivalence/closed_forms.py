@@ -1,8 +1,9 @@
 """The paper's own schedules: constant learning rate (Theorem 1.1), TEXP, TEXP++, TEXP-- and instant drops.
 
-Within a phase of constant lr η and weight decay λ the recurrence of `streams` has a fixed point: each step multiplies P
-by the same α, and κ stays. The recurrence needs about 1/(1 - γ) steps to reach it. These schedules start there, by a
-kick to the velocity. TEXP omits the kick and is therefore approximate.
+Within a phase of constant lr η and weight decay λ the recurrence of `streams` has a fixed point:
+each step multiplies P by the same α, and κ stays. The recurrence needs about 1/(1 - γ) steps to
+reach it. These schedules start there, by a kick to the velocity. TEXP omits the kick and is
+therefore approximate.
 """
 
 import math
@@ -21,8 +22,8 @@ def fixed_point(lr: float, momentum: float, weight_decay: float) -> tuple[float,
 
         α is the larger root of x² - (1 + γ - ηλ) x + γ = 0        κ = λ / (α - γ)
 
-    Real and positive if and only if `ηλ <= (1 - √γ)²` (paper, Theorem 1.1). The discriminant is computed as
-    `((1 - √γ)² - ηλ) ((1 + √γ)² - ηλ)`, which does not cancel.
+    Real and positive if and only if `ηλ <= (1 - √γ)²` (paper, Theorem 1.1). The discriminant is
+    computed as `((1 - √γ)² - ηλ) ((1 + √γ)² - ηλ)`, which does not cancel.
 
     Raises:
         ValueError: ηλ is above (1 - √γ)², or a number is out of range.
@@ -61,7 +62,8 @@ def exponential_equivalent(lr: float, momentum: float, weight_decay: float) -> I
 
     Raises:
         ValueError: ηλ is above (1 - √γ)².
-        OverflowError: at the step where η̃ leaves float range; `remove_weight_decay` has `band` for that.
+        OverflowError: at the step where η̃ leaves float range; `remove_weight_decay` has `band` for
+            that.
 
     Example:
         >>> from itertools import islice
@@ -77,12 +79,13 @@ def texp(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[St
     With (α_I, κ_I) = fixed_point(η_I, γ, λ), lr is multiplied by
         α_I^-2                              at each step inside phase I
         (η_{I+1}/η_I) α_I^-1 α_{I+1}^-1     at the switch to phase I+1
-    starting from η_0 / α_0. It is approximate: each switch, and the start (where κ_{-1} = 0), lacks TEXP++'s kick, a
-    velocity *along* the weights. Over the next 1/(1 - γ) steps its absence changes the weights by a relative amount of
-    about
+    starting from η_0 / α_0. It is approximate: each switch, and the start (where κ_{-1} = 0), lacks
+    TEXP++'s kick, a velocity *along* the weights. Over the next 1/(1 - γ) steps its absence changes
+    the weights by a relative amount of about
         ε = γ η_{I+1} |κ_{I+1} - κ_I| / (α_{I+1} - γ / α_{I+1}).
-    Without momentum nothing is missing and TEXP is exact. The norm is off by up to the factor 1 ± ε and the effective lr
-    by 1 ∓ 2ε: ε = 2e-6 at the paper's first drop of lr, 5e-3 at the paper's start.
+    Without momentum nothing is missing and TEXP is exact. The norm is off by up to the factor 1 ± ε
+    and the effective lr by 1 ∓ 2ε: ε = 2e-6 at the paper's first drop of lr, 5e-3 at the paper's
+    start.
 
     Args:
         phases: list of (steps, lr); `math.inf` steps for a last phase without end.
@@ -92,7 +95,8 @@ def texp(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[St
         Step, without weight decay and without kicks.
 
     Raises:
-        ValueError: a phase has no growth rate (η_I λ above (1 - √γ)²), or a number of steps below 1 or not whole.
+        ValueError: a phase has no growth rate (η_I λ above (1 - √γ)²), or a number of steps below 1
+            or not whole.
         OverflowError: at the step where lr leaves float range.
 
     Example:
@@ -122,11 +126,13 @@ def texp_plus_plus(phases: Phases, *, momentum: float, weight_decay: float) -> I
 def texp_minus_minus(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[Step]:
     """TEXP without the instant drop of lr: only the growth rate changes from phase to phase (paper, appendix B).
 
-    lr is multiplied by α_I^-2 inside phase I and by `α_I^-1 α_{I+1}^-1` at a switch, α_I as in `texp`. With the kicks,
-    this equals lr η_0 throughout, with the *weight decay* divided instead of lr: λ η_I / η_0 in phase I. It trains
-    worse, since the effective lr then falls no faster than weight decay lets the norm grow.
+    lr is multiplied by α_I^-2 inside phase I and by `α_I^-1 α_{I+1}^-1` at a switch, α_I as in
+    `texp`. With the kicks, this equals lr η_0 throughout, with the *weight decay* divided instead
+    of lr: λ η_I / η_0 in phase I. It trains worse, since the effective lr then falls no faster than
+    weight decay lets the norm grow.
 
-    Arguments, errors and what is yielded are those of `texp_plus_plus`; the first lr must be above 0.
+    Arguments, errors and what is yielded are those of `texp_plus_plus`; the first lr must be above
+    0.
 
     Example:
         >>> [round(s.lr, 4) for s in texp_minus_minus([(2, 0.1), (2, 0.01)], momentum=0.0, weight_decay=0.5)]
@@ -141,12 +147,14 @@ def texp_minus_minus(phases: Phases, *, momentum: float, weight_decay: float) ->
 def instant_drops(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[Step]:
     """The first phase's exponential schedule throughout, its lr multiplied by η_{I+1}/η_I at each switch (paper, figure 3).
 
-    The counterpart of TEXP--: the instant drop without a change of the growth rate α_0^-2. It is equivalent to training
-    at η_0 throughout and changing the state once, at the switch: the weights w are multiplied by c = √(η_I/η_{I+1}), and
-    the part of the velocity that comes from gradients, v - κ w, is divided by c. Weight decay then shrinks the weights
-    back, and the effective lr recovers.
+    The counterpart of TEXP--: the instant drop without a change of the growth rate α_0^-2. It is
+    equivalent to training at η_0 throughout and changing the state once, at the switch: the weights
+    w are multiplied by c = √(η_I/η_{I+1}), and the part of the velocity that comes from gradients,
+    v - κ w, is divided by c. Weight decay then shrinks the weights back, and the effective lr
+    recovers.
 
-    Arguments, errors and what is yielded are those of `texp_plus_plus`; the first lr must be above 0.
+    Arguments, errors and what is yielded are those of `texp_plus_plus`; the first lr must be above
+    0.
 
     Example:
         >>> [round(s.lr, 4) for s in instant_drops([(2, 0.1), (2, 0.01)], momentum=0.0, weight_decay=0.5)]

@@ -1,21 +1,24 @@
 """Lion with weight decay is stock Lion under a schedule of (lr, beta1, beta2). Not in the paper.
 
-As in `adam`, the gradients stay as they are. Let m be Lion's mean at weights w = P w̃, with gradients g = g̃ / P, and let the
-mean of the run without weight decay, after the step at P, be
+As in `adam`, the gradients stay as they are. Let m be Lion's mean at weights w = P w̃, with
+gradients g = g̃ / P, and let the mean of the run without weight decay, after the step at P, be
 
     m̃ = c P m
 
-Write a = P / P_previous. The mean is an average, as Adam's is, so c and β2 change as Adam's c and β1 do:
+Write a = P / P_previous. The mean is an average, as Adam's is, so c and β2 change as Adam's c and
+β1 do:
 
     c' = 1 / ((1 - β2) + β2 a / c)          β̃2 = 1 - c' (1 - β2)
 
-The update is the sign of β1 m + (1 - β1) g, with the mean from before the step. In m̃ and g̃, times P, that is
-β1 (a / c) m̃ + (1 - β1) g̃. A sign does not see a positive factor, so divide by the sum of the two coefficients:
+The update is the sign of β1 m + (1 - β1) g, with the mean from before the step. In m̃ and g̃, times
+P, that is β1 (a / c) m̃ + (1 - β1) g̃. A sign does not see a positive factor, so divide by the sum
+of the two coefficients:
 
     β̃1 = β1 (a / c) / (β1 (a / c) + 1 - β1)          η̃ = η / P'          P' = (1 - η λ) P
 
-`MuonStep` has no such form. Its momentum γ is used twice, in the average and in Nesterov's step from it. The two would have
-to become different numbers, 1 - c' (1 - γ) and γ, and a `MuonStep` has one. `undecayed` converts Muon exactly.
+`MuonStep` has no such form. Its momentum γ is used twice, in the average and in Nesterov's step
+from it. The two would have to become different numbers, 1 - c' (1 - γ) and γ, and a `MuonStep` has
+one. `undecayed` converts Muon exactly.
 """
 
 from collections.abc import Iterable, Iterator
@@ -60,8 +63,9 @@ START = LionFrame()
 def lion_without_decay(schedule: Iterable[LionStep], *, frame: LionFrame = START) -> Iterator[LionStep]:
     """The schedule without weight decay with which Lion trains every scale-invariant network as under `schedule`.
 
-    The equations are at the top of this file. Exact for any lr, weight decay and betas that change at any step. One pass,
-    O(1) memory. The converted run's weights are w / P. There is no `band`: `undecayed` rescales the weights.
+    The equations are at the top of this file. Exact for any lr, weight decay and betas that change
+    at any step. One pass, O(1) memory. The converted run's weights are w / P. There is no `band`:
+    `undecayed` rescales the weights.
 
     Args:
         schedule: iterable of `LionStep`.
@@ -89,7 +93,8 @@ def lion_with_decay(schedule: Iterable[LionStep], weight_decay: float | Iterable
                     frame: LionFrame = START) -> Iterator[LionStep]:
     """The schedule with the given weight decay with which Lion trains every scale-invariant network as under `schedule`.
 
-    The inverse of `lion_without_decay`: removing, then adding the same weight decay gives back the original numbers.
+    The inverse of `lion_without_decay`: removing, then adding the same weight decay gives back the
+        original numbers.
 
     Args:
         schedule: iterable of `LionStep` without weight decay.
@@ -131,8 +136,9 @@ def remove_lion_step(step: LionStep, frame: LionFrame) -> tuple[LionStep, LionFr
 def add_lion_step(step: LionStep, frame: LionFrame, weight_decay: float) -> tuple[LionStep, LionFrame]:
     """One step of `lion_with_decay`: (`LionStep` without decay, frame) -> (LionStep with it, frame after it).
 
-    The equations at the top of this file, solved for the numbers with decay: those of β1 and β̃1 say that
-    β1 / (1 - β1) is c / a times β̃1 / (1 - β̃1), and with P' = (1 - η λ) P the last gives η = η̃ P / (1 + η̃ P λ).
+    The equations at the top of this file, solved for the numbers with decay: those of β1 and β̃1
+    say that β1 / (1 - β1) is c / a times β̃1 / (1 - β̃1), and with P' = (1 - η λ) P the last gives
+    η = η̃ P / (1 + η̃ P λ).
     """
     scale, previous, c, t = frame
     if step.weight_decay:

@@ -1,6 +1,7 @@
 """The optimisers by name: what each is made of, and how its weight decay is removed.
 
-Everything that takes an optimiser's name, or finds it from the kind of a schedule's steps, reads the table `METHODS`.
+Everything that takes an optimiser's name, or finds it from the kind of a schedule's steps, reads
+the table `METHODS`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,11 +25,14 @@ class Method(NamedTuple):
     Attributes:
         optimizer, step: its classes in `minibn.optim`.
         numbers: the fields of its step objects that people set.
-        converted: (parameters, schedule, band=…) -> the optimiser that trains the same scale-invariant network without the
-            schedule's weight decay.
-        scale_after: (schedule, steps) -> P after that many steps; raises where there is no conversion.
-        remove, add: (schedule) and (schedule, weight_decay) -> the converted schedule, for the same optimiser elsewhere.
-        others: name of the method for parameters that are no matrices, where this one cannot train them.
+        converted: (parameters, schedule, band=…) -> the optimiser that trains the same
+            scale-invariant network without the schedule's weight decay.
+        scale_after: (schedule, steps) -> P after that many steps; raises where there is no
+            conversion.
+        remove, add: (schedule) and (schedule, weight_decay) -> the converted schedule, for the same
+            optimiser elsewhere.
+        others: name of the method for parameters that are no matrices, where this one cannot train
+            them.
     """
 
     optimizer: type[Optimizer]
@@ -108,8 +112,8 @@ def optimizer_for(parameters: Iterable["Parameter"], schedule: Iterable[Any]) ->
 def converted_for(parameters: Iterable["Parameter"], schedule: Iterable[Any], *, band: float | None = 2.0**32) -> Optimizer:
     """As `optimizer_for`, without the schedule's weight decay: it trains the same scale-invariant network.
 
-    SGD follows `remove_weight_decay(schedule)`; the others are converted by `undecayed`. Give each set of weights that is
-    scale-invariant together to one optimiser, and no other weights.
+    SGD follows `remove_weight_decay(schedule)`; the others are converted by `undecayed`. Give each
+    set of weights that is scale-invariant together to one optimiser, and no other weights.
 
     Args:
         band: as in `remove_weight_decay`.

@@ -1,35 +1,39 @@
 """SGD: the conversion of one stream of Steps into another, and its derivation.
 
-Li & Arora, *An Exponential Learning Rate Schedule for Deep Learning*, ICLR 2020 ("the paper"): if the loss does not
-depend on the scale of the weights, SGD with weight decay equals SGD without, at a learning rate that grows
-exponentially.
+Li & Arora, *An Exponential Learning Rate Schedule for Deep Learning*, ICLR 2020 ("the paper"): if
+the loss does not depend on the scale of the weights, SGD with weight decay equals SGD without, at a
+learning rate that grows exponentially.
 
-**The change of variables.** Let w and v be weights and velocity of a run with weight decay. Put them into the frame (P, κ, q)
+**The change of variables.** Let w and v be weights and velocity of a run with weight decay. Put
+them into the frame (P, κ, q)
 
     w̃ = w / P        ṽ = P (v - κ w) / q
 
-P is the factor by which weight decay has shrunk the weights so far. κ w is the part of the velocity that does nothing but
-shrink the weights. In these coordinates the update has no weight decay left. To see it, write a `Step` with the velocity
-first (δ = shrink, ν = lookahead)
+P is the factor by which weight decay has shrunk the weights so far. κ w is the part of the velocity
+that does nothing but shrink the weights. In these coordinates the update has no weight decay left.
+To see it, write a `Step` with the velocity first (δ = shrink, ν = lookahead)
 
     v' = γ v + g + λ w        w' = (1 - δ) w - η (v' + ν (g + λ w))
 
-insert v = q ṽ / P + κ w and g = g̃ / P (a scale-invariant loss has a gradient 1/P times as large at w = P w̃) and collect:
+insert v = q ṽ / P + κ w and g = g̃ / P (a scale-invariant loss has a gradient 1/P times as large at
+w = P w̃) and collect:
 
     v' = drag · w + (γ q ṽ + g̃) / P                                         drag = λ + γ κ
     w' = α w - (η / P) (γ q ṽ + (1 + ν) g̃)                                  b = 1 - δ - η ν λ,   α = b - η drag
 
-Divide the second line by P' = α P: the weights w̃ are moved by gradients alone. Solve it for w and insert the result into
-the first line. What is not proportional to w' is the new velocity, with κ' = drag / α, q' = b + η ν drag:
+Divide the second line by P' = α P: the weights w̃ are moved by gradients alone. Solve it for w and
+insert the result into the first line. What is not proportional to w' is the new velocity, with
+κ' = drag / α, q' = b + η ν drag:
 
     ṽ' = γ̃ ṽ + g̃                    γ̃ = γ q b / q'
     w̃' = w̃ - η̃ (ṽ' + ν̃ g̃)          η̃ = η q' / (b P P')        ν̃ = ν α / q'
 
-The paper's case is heavy-ball momentum with λ alone, ν = δ = 0: then b = q = 1, γ̃ = γ and η̃ = η / (P P'). Lookahead
-(Nesterov, quasi-hyperbolic) and shrink (decoupled decay) are not in the paper.
+The paper's case is heavy-ball momentum with λ alone, ν = δ = 0: then b = q = 1, γ̃ = γ and
+η̃ = η / (P P'). Lookahead (Nesterov, quasi-hyperbolic) and shrink (decoupled decay) are not in the
+paper.
 
-This is the theorem for SGD, where L2 decay is inside the velocity. For AdamW, Lion, Muon and any other optimiser with
-decoupled decay see `any_optimizer` and `adam`.
+This is the theorem for SGD, where L2 decay is inside the velocity. For AdamW, Lion, Muon and any
+other optimiser with decoupled decay see `any_optimizer` and `adam`.
 """
 
 import math
@@ -83,23 +87,24 @@ def remove_weight_decay(schedule: Schedule, *, band: float | None = 2.0**32, fra
     With P_0 = 1 and κ_0 = 0, for heavy-ball momentum (the general case: top of this file),
         drag = λ_t + γ_t κ_t      α = 1 - η_t drag      κ_{t+1} = drag / α      P_{t+1} = α P_t
         η̃_t = η_t / (P_t P_{t+1})        γ̃_t = γ_t        λ̃_t = 0
-    Exact at every step for any learning rate (0 too), momentum and weight decay that change at any step: the converted
-    run's weights are w_t / P_t. One pass, O(1) memory. Paper, Theorem 2.12, there for phases of constant lr.
+    Exact at every step for any learning rate (0 too), momentum and weight decay that change at any
+    step: the converted run's weights are w_t / P_t. One pass, O(1) memory. Paper, Theorem 2.12,
+    there for phases of constant lr.
 
     Args:
         schedule: iterable of `Step`. Its own `kick` and `rescale` are taken into the frame.
-        band: P keeps shrinking, so η̃ = O(1/P²) eventually overflows. Whenever P leaves [1/band, band], the Step carries a
-            `rescale`: a power of two that brings P back near 1 without changing any result.
-            None: never rescale, the plain schedule of the paper.
-        frame: the change of variables before the first step. `Frame()`: the converted run starts from the same weights
-            and velocity, whatever they are.
+        band: P keeps shrinking, so η̃ = O(1/P²) eventually overflows. Whenever P leaves [1/band,
+            band], the Step carries a `rescale`: a power of two that brings P back near 1 without
+            changing any result. None: never rescale, the plain schedule of the paper.
+        frame: the change of variables before the first step. `Frame()`: the converted run starts
+            from the same weights and velocity, whatever they are.
 
     Yields:
         Step, without weight decay and shrink.
 
     Raises:
-        ValueError: at the step where α <= 0 (learning rate times weight decay is so large that the weights would pass
-            through zero), or band is not above 1.
+        ValueError: at the step where α <= 0 (learning rate times weight decay is so large that the
+            weights would pass through zero), or band is not above 1.
         OverflowError: band=None, at the step where η̃ leaves float range.
 
     Example:
@@ -122,7 +127,8 @@ def frame_after(schedule: Schedule, steps: int, *, band: float | None = 2.0**32,
     """The `Frame` of `remove_weight_decay(schedule, band=band, frame=frame)` after `steps` steps.
 
     With it a run can change its form at any step and end in the same network:
-    `weight, velocity = frame.remove(weight, velocity)` goes on as the converted run, `frame.add` the other way.
+    `weight, velocity = frame.remove(weight, velocity)` goes on as the converted run, `frame.add`
+    the other way.
 
     Raises:
         ValueError: the schedule is shorter than `steps`, or has no conversion.
@@ -146,13 +152,16 @@ def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], 
                      frame: Frame = IDENTITY) -> Iterator[Step]:
     """The schedule with the given weight decay that trains every scale-invariant network as `schedule` does.
 
-    The inverse of `remove_weight_decay`, for any target λ and δ. For heavy-ball momentum, with `s = η̃_t P_t²`,
+    The inverse of `remove_weight_decay`, for any target λ and δ. For heavy-ball momentum, with
+    `s = η̃_t P_t²`,
         drag = λ_t + γ_t κ_t      α = 1 / (1 + s drag)      η_t = α s      then κ and P as there.
-    `add_step` has the general case. Removing, then adding the same weight decay (and shrink) gives back the original
-    numbers. Removing, then adding another restates any schedule at any weight decay.
+    `add_step` has the general case. Removing, then adding the same weight decay (and shrink) gives
+    back the original numbers. Removing, then adding another restates any schedule at any weight
+    decay.
 
     Args:
-        schedule: iterable of `Step` without weight decay and shrink; `kick` and `rescale` are taken into the frame.
+        schedule: iterable of `Step` without weight decay and shrink; `kick` and `rescale` are taken
+            into the frame.
         weight_decay: λ, a number or an iterable of numbers, one per step.
         shrink: δ, likewise: decoupled decay.
         frame: the change of variables before the first step.
@@ -161,8 +170,8 @@ def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], 
         Step, with weight decay and without rescale.
 
     Raises:
-        ValueError: weight_decay or shrink is out of range, a step has weight decay or shrink already, or no learning
-            rate gives the same run.
+        ValueError: weight_decay or shrink is out of range, a step has weight decay or shrink
+            already, or no learning rate gives the same run.
 
     Example:
         >>> from itertools import islice
@@ -204,9 +213,9 @@ def power_of_two(scale: float) -> float:
 def remove_step(step: Step, frame: Frame, band: float | None = None, t: int = 0) -> tuple[Step, Frame]:
     """One step of `remove_weight_decay`: (`Step`, frame) -> (converted Step, frame after it).
 
-    The step's own rescale c (w <- c w, v <- v / c) and kick k (v <- v + k w) go into the frame first; w̃ and ṽ stay as
-    they are. The rest is derived at the top of this file. Arguments and errors as in `remove_weight_decay`; t is the
-    step's number in error messages.
+    The step's own rescale c (w <- c w, v <- v / c) and kick k (v <- v + k w) go into the frame
+    first; w̃ and ṽ stay as they are. The rest is derived at the top of this file. Arguments and
+    errors as in `remove_weight_decay`; t is the step's number in error messages.
 
     Example:
         >>> step, frame = remove_step(Step(0.5, weight_decay=0.5), Frame())
@@ -247,9 +256,9 @@ def remove_step(step: Step, frame: Frame, band: float | None = None, t: int = 0)
 def add_step(step: Step, frame: Frame, weight_decay: float, shrink: float = 0.0, t: int = 0) -> tuple[Step, Frame]:
     """One step of `add_weight_decay`: (`Step` without weight decay, frame) -> (Step with it, frame after it).
 
-    The step's own rescale and kick, which move w̃ and ṽ, go into the frame first; w and v stay as they are. The rest are
-    the equations at the top of this file, solved for (η, γ, ν), with m = 1 + ν̃. In terms of c = η (1 + ν) and
-    r = γ / (1 + ν) they are linear:
+    The step's own rescale and kick, which move w̃ and ṽ, go into the frame first; w and v stay as
+    they are. The rest are the equations at the top of this file, solved for (η, γ, ν), with
+    m = 1 + ν̃. In terms of c = η (1 + ν) and r = γ / (1 + ν) they are linear:
         γ̃ = γ q b / q'         is  r = γ̃ / (q m)             since q' m = (1 + ν) b
         η̃ = η q' / (b P P')    is  c = s α,  s = m η̃ P²
         α = b - η drag         is  α = 1 - δ - c (λ + r κ)

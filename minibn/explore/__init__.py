@@ -3,8 +3,8 @@
     minibn explore                      opens it in the browser (pip install "minibn[explore]" brings marimo)
     minibn explore --port 8000 --headless
 
-`serve` does the same from Python. The page, `app`, computes with `runs`, which asks `equivalence` and `monitor`; `toys`
-has the two losses that it trains on. It needs no internet.
+`serve` does the same from Python. The page, `app`, computes with `runs`, which asks `equivalence`
+and `monitor`; `toys` has the two losses that it trains on. It needs no internet.
 """
 
 import importlib.util

@@ -4,8 +4,9 @@
 # ///
 """The explorer's page: sliders, and the two runs that they describe. Start it with `minibn explore`.
 
-This is a marimo app: each function is a cell, and marimo runs those again whose arguments changed. All that is computed
-is in `runs`, all that is shown in `page`; run this file as a script and it does one round of both.
+This is a marimo app: each function is a cell, and marimo runs those again whose arguments changed.
+All that is computed is in `runs`, all that is shown in `page`; run this file as a script and it
+does one round of both.
 """
 
 import marimo

@@ -1,7 +1,7 @@
 """Charts as SVG text, drawn with no library, so that a page of them is ready in milliseconds and follows the page's colours.
 
-Colours, light and dark, are in `explore.css`. Every curve differs from the others by more than its colour: the usual run is wide
-and pale, the converted one thin and dashed, a prediction dotted.
+Colours, light and dark, are in `explore.css`. Every curve differs from the others by more than its
+colour: the usual run is wide and pale, the converted one thin and dashed, a prediction dotted.
 """
 
 import math

@@ -1,6 +1,7 @@
 """What the explorer's page shows for one `Settings`, as HTML text: sentences, numbers and charts.
 
-`shown` computes everything. Every number in a sentence has a name there, and on the page: `<b data-name="...">`.
+`shown` computes everything. Every number in a sentence has a name there, and on the page:
+`<b data-name="...">`.
 """
 
 import math

@@ -1,7 +1,7 @@
 """What the explorer computes: one schedule, its converted form, and both training the toys. No page, no picture.
 
-The theorem itself is not here. `converted` calls `equivalence.remove_weight_decay` for SGD and `equivalence.undecayed` for
-AdamW, Lion and Muon; predictions come from `monitor`.
+The theorem itself is not here. `converted` calls `equivalence.remove_weight_decay` for SGD and
+`equivalence.undecayed` for AdamW, Lion and Muon; predictions come from `monitor`.
 """
 
 import math
@@ -39,8 +39,8 @@ class Settings:
         weight_decay: λ; L2 for SGD, decoupled for the others, as in PyTorch.
         warmup: steps of linear warm-up.
         schedule: one of `schedules.NAMES`.
-        end: the last learning rate divided by the first; of no effect on "constant". "step" gets there in two equal
-            drops, at half and at three quarters of the steps.
+        end: the last learning rate divided by the first; of no effect on "constant". "step" gets
+            there in two equal drops, at half and at three quarters of the steps.
         steps: length of training.
     """
 
@@ -126,8 +126,8 @@ def train(settings: Settings, start: np.ndarray, gradient: Callable[[int, np.nda
     Args:
         start: the weights before the first step.
         gradient: (step, weights) -> dL/dw.
-        convert: whether by the converted schedule. If that has no step with the same effect, the run ends there. Every run
-            ends where a weight is beyond `FAR`.
+        convert: whether by the converted schedule. If that has no step with the same effect, the
+            run ends there. Every run ends where a weight is beyond `FAR`.
     """
     parameter, schedule = Parameter(start.copy()), usual(settings)
     optimizer = converted(settings.optimizer, [parameter], schedule) if convert else \
@@ -195,8 +195,8 @@ def on_landscape(settings: Settings) -> Pair:
 def equilibrium(settings: Settings, run: Run) -> tuple[np.ndarray, np.ndarray]:
     """(|w|, angle per step) that `monitor` predicts for the noise, if lr stayed as it is at each measured step; (M,) each.
 
-    The size U of an update is known for SGD, AdamW and Lion, and measured in `run`, the usual run, for Muon. NaN where
-    `monitor` has no formula.
+    The size U of an update is known for SGD, AdamW and Lion, and measured in `run`, the usual run,
+    for Muon. NaN where `monitor` has no formula.
 
     Example:
         >>> s = Settings(steps=30)
@@ -220,8 +220,9 @@ def equilibrium(settings: Settings, run: Run) -> tuple[np.ndarray, np.ndarray]:
 def largest_weight_decay(settings: Settings) -> float:
     """The largest weight decay at which every step of the schedule can be converted, to three digits.
 
-    Found by bisection: the library is asked whether it accepts the schedule. For SGD with constant lr and many steps,
-    lr times it tends to (1 - √γ)² from above. For the others it is 1 / (highest lr).
+    Found by bisection: the library is asked whether it accepts the schedule. For SGD with constant
+    lr and many steps, lr times it tends to (1 - √γ)² from above. For the others it is 1 / (highest
+    lr).
 
     Example:
         >>> round(largest_weight_decay(Settings.of("AdamW")), 1)  # 1 / 0.05

@@ -1,7 +1,7 @@
 """Two small losses that depend on the direction of the weights only, with their gradients written out.
 
-Both are scale-invariant, L(c w) = L(w), as the loss of a normalised network is. So the gradient is at a right angle to
-the weights, and 1/c times as large at c w.
+Both are scale-invariant, L(c w) = L(w), as the loss of a normalised network is. So the gradient is
+at a right angle to the weights, and 1/c times as large at c w.
 
     landscape    two weights, to draw: the loss is a function of the angle of w
     noise        many weights, L_t(w) = <ξ_t, w> / |w| with a new random ξ_t at each step: a gradient that is all noise,
@@ -30,7 +30,8 @@ def landscape(angle: np.ndarray) -> np.ndarray:
 def landscape_gradient(w: np.ndarray) -> np.ndarray:
     """dL/dw of `landscape` at two weights w, an array of two numbers in any shape.
 
-    The angle φ of w has the gradient (-w_2, w_1) / |w|², and dL/dφ = sin(φ - φ*) + 0.6 sin(4(φ - φ*)).
+    The angle φ of w has the gradient (-w_2, w_1) / |w|², and dL/dφ = sin(φ - φ*) + 0.6
+    sin(4(φ - φ*)).
 
     Example:
         >>> w = np.array([3.0, 4.0])

@@ -1,6 +1,7 @@
 """Which weights may be rescaled without changing the network.
 
-`symmetries` finds them from the network's layers, exactly; `probe` measures any function of a dict of arrays.
+`symmetries` finds them from the network's layers, exactly; `probe` measures any function of a dict
+of arrays.
 """
 
 from minibn.invariance.elimination import null_space

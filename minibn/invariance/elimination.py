@@ -1,7 +1,8 @@
 """Gauss-Jordan elimination, twice: of exact equations in fractions, and of measured ones in floats.
 
-Equations derived from layers have rational coefficients. Any number but 0 can be a pivot, and nothing is
-rounded. Measured equations carry rounding errors, so each pivot is the largest number that is left.
+Equations derived from layers have rational coefficients. Any number but 0 can be a pivot, and
+nothing is rounded. Measured equations carry rounding errors, so each pivot is the largest number
+that is left.
 """
 
 import math

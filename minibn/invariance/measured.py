@@ -28,13 +28,15 @@ def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarra
     """Measure the lemma of scale invariance on any function: f(cθ) = f(θ), <∇L, θ> = 0, ∇L(cθ) = ∇L(θ) / c.
 
     Args:
-        f: called with {name: array}. Returns a number or array, or a pair of that and {name: gradient}.
-            Without gradients only the first of the three is measured, and the others are 0.
+        f: called with {name: array}. Returns a number or array, or a pair of that and {name:
+            gradient}. Without gradients only the first of the three is measured, and the others are
+            0.
         parameters: {name: NumPy array}, float64 for a sharp answer.
         names: the parameters that are multiplied by c, all if None. A dict {name: exponent a}
             multiplies by c^a.
-        scales: the c that are tried, all above 0 and not 1. The worst counts. The default spans what a
-            conversion with a `band` of 2**8 uses: a symmetry near the present weights alone is none.
+        scales: the c that are tried, all above 0 and not 1. The worst counts. The default spans
+            what a conversion with a `band` of 2**8 uses: a symmetry near the present weights alone
+            is none.
 
     Returns:
         Probe: for each of the three the worst gap over all `scales`; NaN if f is not finite.

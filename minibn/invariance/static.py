@@ -14,15 +14,15 @@ from minibn.invariance.elimination import RowSpace, null_space
 def symmetries(model: nn.Module) -> "Symmetries":
     """All rescalings `p -> c**a_p p`, c > 0, of parameters that leave the model's output unchanged -> `Symmetries`.
 
-    Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all. What is
-    found is exact. What is not found are coincidences, such as BatchNorm(x + BatchNorm(x)) = BatchNorm(x),
-    and weights without any effect.
+    Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all. What
+    is found is exact. What is not found are coincidences, such as
+    BatchNorm(x + BatchNorm(x)) = BatchNorm(x), and weights without any effect.
 
     What a layer says in `degree` is believed, so `testing.check_degree` checks it by measurement.
 
     Raises:
-        TypeError: a module does not define `degree`, or it has a `forward` of its own and inherits the
-            `degree` of another one.
+        TypeError: a module does not define `degree`, or it has a `forward` of its own and inherits
+            the `degree` of another one.
 
     Example:
         >>> import numpy as np
@@ -71,22 +71,26 @@ class Symmetries:
     """The rescaling symmetries of a network; `str()` is a table.
 
     Args:
-        dimensions: {name: number of axes}, in the network's order. A parameter with less than two is taken for a bias, γ or β.
+        dimensions: {name: number of axes}, in the network's order. A parameter with less than two
+            is taken for a bias, γ or β.
         equations: iterable of `degree.Equation` between the parameters' exponents.
         cancelled_by: {name of a parameter: the normalisations that cancel its scale}.
         eps: {normalisation: its eps}, where that is not 0.
-        sizes: {name: number of entries}. Where sets overlap and another choice has half as many entries again, that is taken.
+        sizes: {name: number of entries}. Where sets overlap and another choice has half as many
+            entries again, that is taken.
 
     Attributes:
         names: all parameters, in the network's order.
         equations: list of `degree.Equation` between their exponents.
-        groups: disjoint, finest sets of parameters (tuples of names) that are scale-invariant when scaled together, in
-            network order. Where such sets overlap, the first is taken, of convs rather than of norms' γ and β.
-        weights: the parameters of all groups that hold a weight of a conv or linear layer, a list in
-            network order. A norm's γ and β that are a group of their own are left out.
+        groups: disjoint, finest sets of parameters (tuples of names) that are scale-invariant when
+            scaled together, in network order. Where such sets overlap, the first is taken, of convs
+            rather than of norms' γ and β.
+        weights: the parameters of all groups that hold a weight of a conv or linear layer, a list
+            in network order. A norm's γ and β that are a group of their own are left out.
         basis: list of {name: exponent}: every rescaling symmetry is a sum of multiples of these.
         others: the part of `basis` that, together with `groups`, makes up every rescaling symmetry.
-        eps: {normalisation: its eps}, where that is not 0: there, scale invariance is only approximate.
+        eps: {normalisation: its eps}, where that is not 0: there, scale invariance is only
+            approximate.
 
     Example:
         >>> import numpy as np
@@ -207,11 +211,11 @@ class Symmetries:
     def _finest(self, name, taken):
         """The smallest scale-invariant set with `name` and without what is `taken`, or None.
 
-        A set is a 0/1 solution of the equations. The search is depth first and tries 0 before 1, so the
-        first solution that it finds is the smallest in lexicographic order; norms' γ and β come first in
-        that order, so a set without them is preferred. The set is minimal: if a part S of it were a
-        solution too, so would be the rest, since the equations are linear; and of S and the rest, the
-        one that contains `name` comes earlier in the order.
+        A set is a 0/1 solution of the equations. The search is depth first and tries 0 before 1, so
+        the first solution that it finds is the smallest in lexicographic order; norms' γ and β come
+        first in that order, so a set without them is preferred. The set is minimal: if a part S of
+        it were a solution too, so would be the rest, since the equations are linear; and of S and
+        the rest, the one that contains `name` comes earlier in the order.
         """
         if name not in self._scalable:
             return None  # known without a search, which would try every combination of the others
@@ -237,8 +241,8 @@ class Symmetries:
     def _propagate(self, values, changed):
         """Add to `values` what the equations leave no choice about; False if one of them can no longer hold.
 
-        Each value is 0 or 1, so an equation's sum lies in a range. A value with which that range excludes
-        0 is impossible.
+        Each value is 0 or 1, so an equation's sum lies in a range. A value with which that range
+        excludes 0 is impossible.
         """
         todo = {id(e): e for name in changed for e in self._touching.get(name, ())}
         while todo:

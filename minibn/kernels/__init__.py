@@ -4,8 +4,9 @@
     | cpu       | the same for NumPy: chunks that stay in the cache, on several threads                   |
     | device    | the same for CuPy, PyTorch and others: whole arrays, few launches                       |
 
-All have the same names and signatures. A layer calls `kernels.of(x)`, which picks the implementation for arrays like x.
-A layer never cuts arrays into chunks, and a kernel never knows a layer.
+All have the same names and signatures. A layer calls `kernels.of(x)`, which picks the
+implementation for arrays like x. A layer never cuts arrays into chunks, and a kernel never knows a
+layer.
 """
 
 import os
@@ -37,9 +38,10 @@ def is_plain() -> bool:
 def plain() -> Iterator[None]:
     """Compute everything in this thread with `kernels.reference`: each line is an equation.
 
-    For a debugger: a breakpoint in a layer's `backward` is then one call away from the equation of its docstring, on
-    whole arrays. Also, `backward` refuses to run if an array that `forward` kept was changed in between. Training is
-    slower, some five times. The environment variable `MINIBN_PLAIN=1` does the same for a whole process.
+    For a debugger: a breakpoint in a layer's `backward` is then one call away from the equation of
+    its docstring, on whole arrays. Also, `backward` refuses to run if an array that `forward` kept
+    was changed in between. Training is slower, some five times. The environment variable
+    `MINIBN_PLAIN=1` does the same for a whole process.
 
     Example:
         >>> import numpy as np

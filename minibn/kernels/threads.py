@@ -27,20 +27,23 @@ _workers: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("worker
 def threads(count: int | None = None) -> Iterator[None]:
     """Run NumPy's chunked work on `count` Python threads, this one among them, and every BLAS call on one.
 
-    Use it around a training loop of your own; `training.fit` and its like do so by themselves. Many small matrix
-    products on one BLAS thread each are faster than one large product on many. Results have the same bits for any
-    number of threads: the size of a chunk never depends on it, and partial sums are added in the order of the chunks.
-    Outside such a block everything runs in the calling thread, and BLAS is left as it is.
+    Use it around a training loop of your own; `training.fit` and its like do so by themselves. Many
+    small matrix products on one BLAS thread each are faster than one large product on many. Results
+    have the same bits for any number of threads: the size of a chunk never depends on it, and
+    partial sums are added in the order of the chunks. Outside such a block everything runs in the
+    calling thread, and BLAS is left as it is.
 
-    BLAS's limit belongs to the process. It is set when the first block of any thread begins, and lifted when the last
-    one ends.
+    BLAS's limit belongs to the process. It is set when the first block of any thread begins, and
+    lifted when the last one ends.
 
-    Inside, memory that is freed stays with the process. Otherwise the C library (glibc; others are left alone) gives it
-    back to the system after each step, and each page must be cleared again in the next one, a tenth of its time. Set
-    one of glibc's own `MALLOC_…` environment variables to keep this off.
+    Inside, memory that is freed stays with the process. Otherwise the C library (glibc; others are
+    left alone) gives it back to the system after each step, and each page must be cleared again in
+    the next one, a tenth of its time. Set one of glibc's own `MALLOC_…` environment variables to
+    keep this off.
 
     Args:
-        count: number of Python threads, at least 1. None: as many as the surrounding block has, or else `cores()`.
+        count: number of Python threads, at least 1. None: as many as the surrounding block has, or
+            else `cores()`.
 
     Raises:
         ValueError: `count` is below 1, or not whole.
@@ -126,7 +129,8 @@ def cores() -> int:
 def _quotas(root: Path, membership: Path) -> list[int]:
     """Cores that the control groups around this process allow, of version 2 (cpu.max) and 1 (cpu.cfs_quota_us).
 
-    `membership` has lines "number:controllers:/path/of/group"; version 2 has no controllers, and no folder for them.
+    `membership` has lines "number:controllers:/path/of/group"; version 2 has no controllers, and no
+    folder for them.
     """
     folders: set[Path] = set()
     with suppress(OSError):
@@ -156,8 +160,8 @@ def map_chunks(function: Callable[[slice], Any], length: int, bytes_per_item: in
         function: called with a slice of the items; inside `threads`, from several threads.
         length: how many items there are.
         bytes_per_item: how much memory one item needs inside `function`.
-        chunk_bytes: how much memory one chunk may need, so that it stays in the cache. Chunks are equal parts, and
-            their number never depends on that of the threads.
+        chunk_bytes: how much memory one chunk may need, so that it stays in the cache. Chunks are
+            equal parts, and their number never depends on that of the threads.
 
     Returns:
         list of what `function` returned.

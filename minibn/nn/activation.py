@@ -50,8 +50,9 @@ class Square(Module):
 class GELU(Module):
     """`y = x (1 + tanh u) / 2`, `u = √(2/π) (x + 0.044715 x³)` (Hendrycks & Gimpel, 2016), which is not homogeneous.
 
-    It is the form with tanh that GPT-2 has, PyTorch's `GELU(approximate="tanh")`. The exact one, `x Φ(x)` with Φ the
-    normal distribution, needs an error function that the array API standard lacks; the two differ by up to 5e-4.
+    It is the form with tanh that GPT-2 has, PyTorch's `GELU(approximate="tanh")`. The exact one,
+    `x Φ(x)` with Φ the normal distribution, needs an error function that the array API standard
+    lacks; the two differ by up to 5e-4.
 
     Backward: `dx = dy ((1 + t) + x (1 - t²) √(2/π) (1 + 0.134145 x²)) / 2`, `t = tanh u`.
     """

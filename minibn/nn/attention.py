@@ -21,11 +21,11 @@ class CausalSelfAttention(Module):
     Backward, in each head, with du = dy W_oᵀ and then through the three products with x:
         dv = Aᵀ du      dA = du vᵀ      dS_ij = A_ij (dA_ij - Σ_l dA_il A_il)      dq = dS k / √D      dk = dSᵀ q / √D
 
-    Options: with fewer heads of keys and values than of queries, neighbouring query heads share one (grouped queries,
-    Ainslie et al., 2023). `qk_norm` normalises each head of q and of k (Henry et al., 2020), which makes W_q and W_k
-    scale-invariant. `rope` then turns pairs of channels by angles that grow with the position (Su et al., 2021; see
-    `kernels.reference.rotate`). The four matrices are parameters of their own, without biases, since each has symmetries of
-    its own.
+    Options: with fewer heads of keys and values than of queries, neighbouring query heads share one
+    (grouped queries, Ainslie et al., 2023). `qk_norm` normalises each head of q and of k (Henry et
+    al., 2020), which makes W_q and W_k scale-invariant. `rope` then turns pairs of channels by
+    angles that grow with the position (Su et al., 2021; see `kernels.reference.rotate`). The four
+    matrices are parameters of their own, without biases, since each has symmetries of its own.
 
     Shapes: x, y (N, T, C); W_q (C, H D), W_k and W_v (C, G D), W_o (H D, C), with D = C / H.
 
@@ -33,7 +33,8 @@ class CausalSelfAttention(Module):
         num_features: C.
         num_heads: H, which must divide C.
         num_kv_heads: G, which must divide H; None: H.
-        qk_norm: makes the normalisation of a head, called as `qk_norm(D)` for q and for k, such as `nn.RMSNorm`.
+        qk_norm: makes the normalisation of a head, called as `qk_norm(D)` for q and for k, such as
+            `nn.RMSNorm`.
         rope: base of the angles, such as 10,000. None: positions are told apart only by the mask.
         rng: numpy.random.Generator for the weights (`kaiming_normal`).
         dtype: "float32" or "float64".

@@ -13,7 +13,8 @@ class Sequential(Module):
 
     Args:
         *modules: named "0", "1", … as in PyTorch.
-        **named: further modules under names of their own, `Sequential(conv=Conv2d(…), norm=BatchNorm(…))`.
+        **named: further modules under names of their own,
+            `Sequential(conv=Conv2d(…), norm=BatchNorm(…))`.
 
     Raises:
         TypeError: an argument is not a Module.

@@ -16,13 +16,14 @@ Pair: TypeAlias = tuple[int, int]  # of numbers for (height, width)
 class Conv2d(Module):
     """Convolution (as everywhere in deep learning: cross-correlation) of channels-last images.
 
-    `y[n, i, j, o] = b[o] + Σ_{u, v, c} x[n, i·s + u - p, j·s + v - p, c] W[u, v, c, o]`, x being 0 outside.
+    `y[n, i, j, o] = b[o] + Σ_{u, v, c} x[n, i·s + u - p, j·s + v - p, c] W[u, v, c, o]`, x being 0
+    outside.
 
     Shapes: x (N, H, W, C_in), W (kh, kw, C_in, C_out), b (C_out,), y (N, OH, OW, C_out) with
     `OH = (H + 2p - kh) // s + 1`. PyTorch has x as (N, C, H, W) and W as (C_out, C_in, kh, kw).
 
-    Backward: each pixel of dy goes back to the pixels of x that it was computed from. With x[…] those pixels, for one
-    tap (u, v) of the kernel,
+    Backward: each pixel of dy goes back to the pixels of x that it was computed from. With x[…]
+    those pixels, for one tap (u, v) of the kernel,
         dx[…] += dy @ W[u, v]ᵀ        dW[u, v] = Σ_{n, i, j} x[…]ᵀ dy        db = Σ_{n, i, j} dy
     `kernels.reference` has these lines; `kernels.cpu` does the same as a few large matrix products.
 
@@ -34,7 +35,8 @@ class Conv2d(Module):
         dtype: "float32" or "float64".
 
     Raises:
-        ValueError: the input is not (N, H, W, C_in) or smaller than the kernel, or a size is out of range.
+        ValueError: the input is not (N, H, W, C_in) or smaller than the kernel, or a size is out of
+            range.
         TypeError: the input's dtype is not the weight's.
         RuntimeError: backward before forward.
     """

@@ -22,8 +22,9 @@ def _table(rng, rows, columns, dtype, name):
 class Embedding(Module):
     """Row `W[i]` of a table for each integer i: `y[…] = W[x[…]]`.
 
-    Backward: row v of dW is the sum of dy over all places where x is v: `dW = onehot(x)ᵀ dy`. It adds in a fixed order, so
-    two runs agree to the last bit. Integers have no gradient: `backward` returns None.
+    Backward: row v of dW is the sum of dy over all places where x is v: `dW = onehot(x)ᵀ dy`. It
+    adds in a fixed order, so two runs agree to the last bit. Integers have no gradient: `backward`
+    returns None.
 
     Shapes: x (N, …) integers from 0 to V - 1, W (V, C), y (N, …, C).
 
@@ -34,8 +35,8 @@ class Embedding(Module):
         dtype: "float32" or "float64".
 
     Raises:
-        ValueError: the input is empty, or an integer is out of range. On a GPU that check would be a wait: there, its
-            row is NaN.
+        ValueError: the input is empty, or an integer is out of range. On a GPU that check would be
+            a wait: there, its row is NaN.
         TypeError: the input does not hold integers.
         RuntimeError: backward before forward.
     """
@@ -76,13 +77,14 @@ class Unembedding(Module):
 
     Backward: `dx = dy W`, and `dW = Σ dyᵀ x` is added to what the `Embedding` adds.
 
-    A tied table is in no scale-invariant set, since the logits grow with it; `invariance.symmetries` finds what is left.
+    A tied table is in no scale-invariant set, since the logits grow with it;
+    `invariance.symmetries` finds what is left.
 
     Shapes: x (N, …, C), W (V, C), y (N, …, V).
 
     Args:
-        embedding: the `Embedding`, at another place of the same network. Make this after the network has moved, or move both
-            together: they share one Parameter.
+        embedding: the `Embedding`, at another place of the same network. Make this after the
+            network has moved, or move both together: they share one Parameter.
 
     Raises:
         ValueError: the input is not (N, …, C).

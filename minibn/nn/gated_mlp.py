@@ -12,7 +12,8 @@ from minibn.nn.module import Module
 class GatedMLP(Module):
     """SwiGLU (Shazeer, 2020): `y = (silu(x W_gate) ⊙ (x W_up)) W_down`, `silu(z) = z / (1 + exp(-z))`.
 
-    Backward, with g = x W_gate, u = x W_up and dh = dy W_downᵀ, then through the two products with x:
+    Backward, with g = x W_gate, u = x W_up and dh = dy W_downᵀ, then through the two products with
+    x:
         du = dh silu(g)        dg = dh u silu'(g)
 
     Shapes: x, y (N, …, C); W_gate and W_up (C, hidden), W_down (hidden, C); no biases.

@@ -14,8 +14,8 @@ from minibn.nn.module import Module, Parameter
 def kaiming_normal(rng: Generator, shape: tuple[int, ...], fan_in: int, dtype: str) -> np.ndarray:
     """Weights from `N(0, 2 / fan_in)`, which keeps the mean square of ReLU networks' activations from layer to layer.
 
-    He et al., *Delving Deep into Rectifiers*, ICCV 2015, equation 10. Drawn in float64 whatever the dtype, so one seed
-    gives the same start in float32 and float64.
+    He et al., *Delving Deep into Rectifiers*, ICCV 2015, equation 10. Drawn in float64 whatever the
+    dtype, so one seed gives the same start in float32 and float64.
 
     Args:
         rng: numpy.random.Generator.
@@ -31,7 +31,8 @@ def kaiming_normal(rng: Generator, shape: tuple[int, ...], fan_in: int, dtype: s
 class Linear(Module):
     """Affine map `y = x W + b`.
 
-    Shapes: x (N, …, in), W (in, out), b (out,), y (N, …, out). PyTorch keeps W transposed, as (out, in).
+    Shapes: x (N, …, in), W (in, out), b (out,), y (N, …, out). PyTorch keeps W transposed, as (out,
+        in).
 
     Backward, with dy the gradient of the loss with respect to y:
         dW = xᵀ dy        db = Σ_n dy_n        dx = dy Wᵀ

@@ -1,8 +1,9 @@
 """Losses: a number forward, the gradient in the scores backward.
 
-The number is a 0-d array where the scores are (for NumPy, a float), so that a step of training waits for no GPU. Labels
-in main memory are checked at once. On a GPU that check would be such a wait: there, one wrong label makes the loss and
-its gradient NaN. `check`, which `training.fit` calls with all labels at its first step, waits and says what is wrong.
+The number is a 0-d array where the scores are (for NumPy, a float), so that a step of training
+waits for no GPU. Labels in main memory are checked at once. On a GPU that check would be such a
+wait: there, one wrong label makes the loss and its gradient NaN. `check`, which `training.fit`
+calls with all labels at its first step, waits and says what is wrong.
 """
 
 import math
@@ -56,8 +57,8 @@ class CrossEntropy(_Loss):
 
         L = 1/N Σ_n (log Σ_k exp z_nk - z_{n, y_n})        dL/dz = (softmax(z) - onehot(y)) / N
 
-    Shapes: logits z (N, K) of a floating dtype, labels y (N,) integers from 0 to K - 1. Sequences, with logits
-    (N, T, K) and labels (N, T), count as N T rows.
+    Shapes: logits z (N, K) of a floating dtype, labels y (N,) integers from 0 to K - 1. Sequences,
+    with logits (N, T, K) and labels (N, T), count as N T rows.
 
     Raises:
         ValueError: a wrong shape, an empty batch, or a label out of range.

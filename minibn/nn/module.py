@@ -1,7 +1,8 @@
 """Parameter and Module: what every layer is made of.
 
-There is no tape. `forward` keeps what `backward` needs, `backward` adds to each `Parameter.grad` and returns the
-gradient with respect to the input; a breakpoint on either shows the equation of its docstring at work.
+There is no tape. `forward` keeps what `backward` needs, `backward` adds to each `Parameter.grad`
+and returns the gradient with respect to the input; a breakpoint on either shows the equation of its
+docstring at work.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,8 +33,9 @@ class Parameter:
 class Module:
     """A function with parameters, and its derivative.
 
-    Subclasses define `forward(x)` and `backward(dy)`, and set parameters and submodules as attributes: these are
-    found in the order of assignment. `buffers` names the attributes that are arrays but not trained.
+    Subclasses define `forward(x)` and `backward(dy)`, and set parameters and submodules as
+    attributes: these are found in the order of assignment. `buffers` names the attributes that are
+    arrays but not trained.
     """
 
     buffers: tuple[str, ...] = ()
@@ -72,7 +74,8 @@ class Module:
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(dotted name, Parameter) of all parameters, in the order in which the modules were given.
 
-        A parameter that two modules share, such as `Unembedding` and `Embedding`, comes once, under its first name.
+        A parameter that two modules share, such as `Unembedding` and `Embedding`, comes once, under
+        its first name.
 
         Raises:
             ValueError: one module stands at two places; `backward` keeps one input per module.
@@ -125,10 +128,12 @@ class Module:
     def to(self: Self, xp: str | Namespace | None = None, dtype: str | None = None, device: Any = None) -> Self:
         """Move every parameter and buffer to another array library, dtype (a name) or device; returns self.
 
-        Gradients are set to zero, and optimisers must be made after the move. None leaves that property as it is.
+        Gradients are set to zero, and optimisers must be made after the move. None leaves that
+        property as it is.
 
         Args:
-            xp: "numpy", "cupy" or "torch", then with its default device (`backend.library`), or an array namespace.
+            xp: "numpy", "cupy" or "torch", then with its default device (`backend.library`), or an
+                array namespace.
 
         Raises:
             BackendError: that library cannot be used here.
@@ -154,8 +159,8 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy the arrays of `state`, as `state_dict` made it, into this module.
 
-        Arrays may come from any array library; they take the dtype and device of what they replace. Nothing is
-        changed unless all of it fits.
+        Arrays may come from any array library; they take the dtype and device of what they replace.
+        Nothing is changed unless all of it fits.
 
         Raises:
             ValueError: names are missing or unknown, or a shape differs.
@@ -177,8 +182,8 @@ class Module:
     def keep(self, y: Array, *values: Any) -> Array:
         """Remember `values` for `backward`, and that dy must look like y; returns y. The last line of `forward`.
 
-        The arrays are kept, not copied: do not change them in place before `backward` has run. Inside
-        `minibn.plain()` such a change is noticed.
+        The arrays are kept, not copied: do not change them in place before `backward` has run.
+        Inside `minibn.plain()` such a change is noticed.
         """
         self._kept = (tuple(y.shape), y.dtype), values, _copies(values) if kernels.is_plain() else None
         return y
@@ -187,8 +192,8 @@ class Module:
         """What `forward` kept, once, after dy was checked against the output. The first line of `backward`.
 
         Raises:
-            RuntimeError: there was no `forward` before this `backward`, or (inside `minibn.plain()`) an array that
-                `forward` kept was changed.
+            RuntimeError: there was no `forward` before this `backward`, or (inside
+                `minibn.plain()`) an array that `forward` kept was changed.
             ValueError: dy has another shape than the output.
             TypeError: dy has another dtype than the output.
         """
@@ -207,7 +212,8 @@ class Module:
         return values
 
     def _check_input(self, x, shape, like=None):
-        """Raise unless `x` has a shape such as ("N", "H", "W", 16), where names stand for any number above 0,
+        """Raise unless `x` has a shape such as ("N", "H", "W", 16), where names stand for any
+        number above 0,
         and the dtype of the array `like`."""
         given = tuple(x.shape)
         fits = len(given) == len(shape) and all(

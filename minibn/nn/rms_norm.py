@@ -16,8 +16,9 @@ class RMSNorm(Module):
         x̂ = x / √(Σ x² / C + ε)        y = g x̂
         dg = Σ dy x̂                    dx = (dx̂ - x̂ Σ dx̂ x̂ / C) / √(Σ x² / C + ε),   dx̂ = g dy
 
-    where the sum of dg runs over all rows, the others over the C numbers of a row. ε = 0 is legal, and makes it exactly
-    scale-invariant. A row of zeros then gives 0. In float32, the root may lie between about 1e-19 and 1e19.
+    where the sum of dg runs over all rows, the others over the C numbers of a row. ε = 0 is legal,
+    and makes it exactly scale-invariant. A row of zeros then gives 0. In float32, the root may lie
+    between about 1e-19 and 1e19.
 
     Shapes: x, y (N, …, C); weight g (C,).
 

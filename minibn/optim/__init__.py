@@ -1,7 +1,7 @@
 """Optimisers: one file per method, its equation in the docstring and, as code, in the function `update` of that file.
 
-`base` has what all of them share. An optimiser is constructed as `SGD(parameters, schedule)`, where `schedule` is an
-iterable of step objects; each `step()` draws one of them.
+`base` has what all of them share. An optimiser is constructed as `SGD(parameters, schedule)`, where
+`schedule` is an iterable of step objects; each `step()` draws one of them.
 """
 
 from minibn.optim.adamw import AdamStep, AdamW

@@ -17,15 +17,17 @@ class AdamStep(StepNumbers):
         m̂ = m / (1 - β1^q)        v̂ = v / (1 - β2^q)    bias correction: m and v start at 0
         w <- (1 - η λ) w - η m̂ / (√v̂ + ε)
 
-    This is `torch.optim.AdamW`. With weight_decay = 0 it is `torch.optim.Adam`. If the betas change, the correction
-    uses those of this step, as PyTorch does.
+    This is `torch.optim.AdamW`. With weight_decay = 0 it is `torch.optim.Adam`. If the betas
+    change, the correction uses those of this step, as PyTorch does.
 
     Args:
         lr: learning rate η, at least 0.
         beta1: β1, from 0 to below 1.
         beta2: β2, from 0 to below 1.
-        eps: ε, at least 0, in the units of a gradient. With 0, an entry whose gradients were all 0 becomes NaN.
-        weight_decay: λ, at least 0, decoupled: it shrinks the weights by η λ and does not enter m or v.
+        eps: ε, at least 0, in the units of a gradient. With 0, an entry whose gradients were all 0
+            becomes NaN.
+        weight_decay: λ, at least 0, decoupled: it shrinks the weights by η λ and does not enter m
+            or v.
 
     Raises:
         ValueError: a number is outside these limits, infinite or NaN.
@@ -54,7 +56,8 @@ def update(step: AdamStep, q: int, w: Array, m: Array, v: Array, g: Array) -> tu
 class AdamW(Optimizer[AdamStep]):
     """AdamW, one `AdamStep` per update.
 
-    Arguments, attributes and errors are those of `Optimizer`; the schedule is an iterable of `AdamStep`.
+    Arguments, attributes and errors are those of `Optimizer`; the schedule is an iterable of
+    `AdamStep`.
 
     Attributes:
         mean, square: lists of arrays, one per parameter: m and v.

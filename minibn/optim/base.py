@@ -1,8 +1,8 @@
 """What all optimisers share: checked step objects, parameters, a schedule, one update per `step()`, and how to resume.
 
-A *schedule* is any iterable of step objects (`Step` for SGD, `AdamStep` for AdamW, …): a generator, a list, an
-`itertools.islice` of either. It need not know how long training is. A conversion (`minibn.equivalence`) is a generator
-that reads one schedule and yields another.
+A *schedule* is any iterable of step objects (`Step` for SGD, `AdamStep` for AdamW, …): a generator,
+a list, an `itertools.islice` of either. It need not know how long training is. A conversion
+(`minibn.equivalence`) is a generator that reads one schedule and yields another.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 class StepNumbers:
     """Base class of step objects: frozen dataclasses that hold the numbers of one update.
 
-    Every field is made a Python float, since NumPy's numbers would change the dtype of the weights, and is checked.
+    Every field is made a Python float, since NumPy's numbers would change the dtype of the weights,
+    and is checked.
 
     Subclasses have the fields `lr` and `weight_decay` and set
-        limits: {field: (low, high)}. A number must lie between the two. 0 itself is allowed, other limits are not.
-        degree: k, the degree of the update in the gradients. Gradients c times as large make the update c^k times as
+        limits: {field: (low, high)}. A number must lie between the two. 0 itself is allowed, other
+        limits are not. degree: k, the degree of the update in the gradients. Gradients c times as
+        large make the update c^k times as
             large: 1 for SGD, 0 for methods that divide by the size of their gradients.
     """
 
@@ -58,17 +60,17 @@ class Optimizer(Generic[S]):
     """Base class of optimisers: update `parameters` with one step object of `schedule` per `step()`.
 
     Subclasses set
-        step_type: the class of their step objects.
-        entries: names of the state arrays, such as ("velocity",). Each becomes an attribute, a list with one array per
+        step_type: the class of their step objects. entries: names of the state arrays, such as
+        ("velocity",). Each becomes an attribute, a list with one array per
             parameter, which starts at zero.
-        update: the equation, for one parameter.
-        elementwise: whether `update` computes each number from the numbers at its place only. Then many parameters may
+        update: the equation, for one parameter. elementwise: whether `update` computes each number
+        from the numbers at its place only. Then many parameters may
             be given to it as one long array.
 
     Args:
         parameters: list of `nn.Parameter`, as from `module.parameters()`.
-        schedule: iterable of step objects; one is drawn for each update. Give each optimiser a schedule of its own: a
-            generator can be read only once.
+        schedule: iterable of step objects; one is drawn for each update. Give each optimiser a
+            schedule of its own: a generator can be read only once.
 
     Attributes:
         parameters, schedule: as given.
@@ -114,7 +116,8 @@ class Optimizer(Generic[S]):
 
         Raises:
             RuntimeError: the schedule has ended.
-            TypeError: a gradient has another dtype than its weights, or the step object is of another optimiser.
+            TypeError: a gradient has another dtype than its weights, or the step object is of
+                another optimiser.
             ValueError: a gradient has another shape than its weights.
         """
         step = self.draw()
@@ -176,7 +179,8 @@ class Optimizer(Generic[S]):
     def state_dict(self) -> dict[str, Any]:
         """A flat dict of all that training needs to go on: numbers, and copies of arrays.
 
-        {"steps": number of updates so far, "ENTRY/i": state array of parameter i}, the names as in `arrays`.
+        {"steps": number of updates so far, "ENTRY/i": state array of parameter i}, the names as in
+        `arrays`.
         """
         return {"steps": self.steps, **{name: backend.asarray(array, array) for name, array in self.arrays().items()}}
 
@@ -184,11 +188,13 @@ class Optimizer(Generic[S]):
         """Go on from `state`. The schedule, which must be fresh, is read up to the same step.
 
         Args:
-            state: as from `state_dict`. A list of arrays under the bare name of an entry will do too.
+            state: as from `state_dict`. A list of arrays under the bare name of an entry will do
+                too.
 
         Raises:
             RuntimeError: this optimiser has already taken steps.
-            ValueError: names or shapes in `state` are not those of this optimiser, or the schedule is too short.
+            ValueError: names or shapes in `state` are not those of this optimiser, or the schedule
+                is too short.
         """
         name = type(self).__name__
         if self.steps:

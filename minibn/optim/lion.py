@@ -46,7 +46,8 @@ def update(step: LionStep, w: Array, m: Array, g: Array) -> tuple[Array, Array]:
 class Lion(Optimizer[LionStep]):
     """Lion, one `LionStep` per update.
 
-    Arguments, attributes and errors are those of `Optimizer`; the schedule is an iterable of `LionStep`.
+    Arguments, attributes and errors are those of `Optimizer`; the schedule is an iterable of
+    `LionStep`.
 
     Attributes:
         mean: list of arrays, one per parameter: m.

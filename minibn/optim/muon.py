@@ -23,8 +23,8 @@ class MuonStep(StepNumbers):
         U = γ V + (1 - γ) G                                          Nesterov's momentum
         W <- (1 - η λ) W - η √max(1, out/in) orthogonal(U)
 
-    `orthogonal` sets all singular values of U to about 1. A convolution's kernel (kh, kw, in, out) is the matrix
-    (kh·kw·in, out), and `in` above is then kh·kw·in.
+    `orthogonal` sets all singular values of U to about 1. A convolution's kernel (kh, kw, in, out)
+    is the matrix (kh·kw·in, out), and `in` above is then kh·kw·in.
 
     Args:
         lr: learning rate η, at least 0.
@@ -49,8 +49,8 @@ def orthogonal(u: Array, iterations: int = 5, eps: float = 1e-7) -> Array:
 
         X = u / max(|u|, eps);   then, `iterations` times,   X <- a X + (b S + c S²) X,   S = X Xᵀ
 
-    It maps every singular value s to a s + b s³ + c s⁵, five times, which brings it to between about 0.7 and 1.2. It
-    is computed in the dtype of u; `torch.optim.Muon` computes it in bfloat16.
+    It maps every singular value s to a s + b s³ + c s⁵, five times, which brings it to between
+    about 0.7 and 1.2. It is computed in the dtype of u; `torch.optim.Muon` computes it in bfloat16.
     """
     xp = array_namespace(u)
     wide = u.shape[0] <= u.shape[1]
@@ -76,7 +76,8 @@ def update(step: MuonStep, w: Array, v: Array, g: Array) -> tuple[Array, Array]:
 class Muon(Optimizer[MuonStep]):
     """Muon for weight matrices and convolution kernels, one `MuonStep` per update.
 
-    Arguments, attributes and errors are those of `Optimizer`; the schedule is an iterable of `MuonStep`.
+    Arguments, attributes and errors are those of `Optimizer`; the schedule is an iterable of
+    `MuonStep`.
 
     Attributes:
         velocity: list of arrays, one per parameter.

@@ -18,17 +18,19 @@ class Step(StepNumbers):
         v <- γ v + g + λ w                              γ = momentum, λ = weight_decay
         w <- (1 - δ) w - η (v + ν (g + λ w))            η = lr, δ = shrink, ν = lookahead
 
-    With the defaults this is PyTorch's `SGD(lr, momentum, weight_decay)`. `lookahead` and `shrink` give Nesterov's and
-    quasi-hyperbolic momentum and decoupled weight decay: see `schedules.nesterov` and `schedules.decoupled`.
-    An exact conversion needs `kick` and `rescale`: see `minibn.equivalence`.
+    With the defaults this is PyTorch's `SGD(lr, momentum, weight_decay)`. `lookahead` and `shrink`
+    give Nesterov's and quasi-hyperbolic momentum and decoupled weight decay: see
+    `schedules.nesterov` and `schedules.decoupled`. An exact conversion needs `kick` and `rescale`:
+    see `minibn.equivalence`.
 
     Args:
         lr: learning rate η, at least 0.
         momentum: γ, at least 0.
         weight_decay: λ, at least 0 (L2: a gradient of λ|w|²/2).
         kick: multiple of the weights that is added to the velocity first.
-        rescale: c, a power of two, so that nothing here rounds. The given g belongs to the weights before rescaling. A
-            scale-invariant loss has a gradient 1/c times as large at c w, so g is divided by c.
+        rescale: c, a power of two, so that nothing here rounds. The given g belongs to the weights
+            before rescaling. A scale-invariant loss has a gradient 1/c times as large at c w, so g
+            is divided by c.
         lookahead: ν, above -1.
         shrink: δ, from 0 to below 1.
 
@@ -63,8 +65,9 @@ _set_lr, _set_momentum, _set_weight_decay, _set_kick, _set_rescale, _set_lookahe
 def step_of(lr: float, momentum: float, weight_decay: float, lookahead: float, shrink: float) -> Step:
     """`Step(lr, momentum, weight_decay, lookahead=lookahead, shrink=shrink)`, some three times as fast.
 
-    For the inner loops of the conversions, which make a Step from Python floats nearly always. Floats within `Step.limits`
-    are stored as they are. Everything else goes to `Step`, which converts or refuses it.
+    For the inner loops of the conversions, which make a Step from Python floats nearly always.
+    Floats within `Step.limits` are stored as they are. Everything else goes to `Step`, which
+    converts or refuses it.
     """
     if not (type(lr) is type(momentum) is type(weight_decay) is type(lookahead) is type(shrink) is float
             and 0.0 <= lr < inf and 0.0 <= momentum < inf and 0.0 <= weight_decay < inf and -1.0 < lookahead < inf
@@ -93,7 +96,8 @@ def update(step: Step, w: Array, v: Array, g: Array) -> tuple[Array, Array]:
 class SGD(Optimizer[Step]):
     """Stochastic gradient descent with momentum, weight decay and whatever else a `Step` says.
 
-    Arguments, attributes and errors are those of `Optimizer`; the schedule is an iterable of `Step`.
+    Arguments, attributes and errors are those of `Optimizer`; the schedule is an iterable of
+    `Step`.
 
     Attributes:
         velocity: list of arrays, one per parameter.

@@ -3,9 +3,9 @@
 One PreResNet on handwritten digits is trained twice. The first run has weight decay and a usual
 schedule: warm-up, then step decay. In the second run the convolutions, which are scale-invariant
 together, have no weight decay, and a learning rate that grows exponentially: that of
-`equivalence.remove_weight_decay` for SGD, that of `equivalence.undecayed` for AdamW, Lion and Muon. The
-norms' γ and β and the last layer keep their schedule in both runs. By the theorem both have the same
-loss at every step and end as the same function. The experiment measures how far floating-point
+`equivalence.remove_weight_decay` for SGD, that of `equivalence.undecayed` for AdamW, Lion and Muon.
+The norms' γ and β and the last layer keep their schedule in both runs. By the theorem both have the
+same loss at every step and end as the same function. The experiment measures how far floating-point
 rounding drives them apart.
 """
 

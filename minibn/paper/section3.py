@@ -5,8 +5,8 @@ weights w misclassify the fraction
 
     error(w) = arccos(w_1 / |w|) / π
 
-of all inputs. SGD draws a new batch of B inputs at each step, for the logistic loss ln(1 + exp(-y s))
-of a score s:
+of all inputs. SGD draws a new batch of B inputs at each step, for the logistic loss ln(1 + exp(-y
+s)) of a score s:
 
     plain        s = <x, w>             dL/dw = mean of -y σ(-y s) x
     normalised   s = <x, w> / |w|       dL/dw = mean of -y σ(-y s) (x - s w/|w|) / |w|
@@ -16,10 +16,10 @@ The normalised score is BatchNorm in its population form: <x, w> has mean 0 and 
 falls with it. Weight decay keeps |w| small, so the effective lr and the error stay high. All seeds
 are simulated at once, as one array (seeds, m).
 
-Theorem 3.1 says more: with both, the error leaves even the best weights again. To test it, start there
-with long weights, `start=R e_1`, and count how many seeds have their first passage within `window`.
-From a random start the test would have no power: there the error exceeds any small level at once, with
-or without weight decay.
+Theorem 3.1 says more: with both, the error leaves even the best weights again. To test it, start
+there with long weights, `start=R e_1`, and count how many seeds have their first passage within
+`window`. From a random start the test would have no power: there the error exceeds any small level
+at once, with or without weight decay.
 """
 
 import math
@@ -53,16 +53,16 @@ def simulate(schedule: Schedule, steps: int, *, normalised: bool, seeds: int = 2
         dim: m, at least 2.
         batch: B, inputs per step.
         every: record after every so many steps.
-        start: the weights before the first step, (m,) for all seeds or (S, m). None: each seed draws
-            its own from N(0, I_m / m).
+        start: the weights before the first step, (m,) for all seeds or (S, m). None: each seed
+            draws its own from N(0, I_m / m).
         rng: numpy.random.Generator of the start and the inputs.
 
     Returns:
         Toy
 
     Raises:
-        ValueError: an argument is out of range, `start` has another shape or a row of zeros, the schedule
-            is too short, or a Step has momentum or anything else besides η and λ.
+        ValueError: an argument is out of range, `start` has another shape or a row of zeros, the
+            schedule is too short, or a Step has momentum or anything else besides η and λ.
 
     Example:
         >>> from minibn.schedules import constant

@@ -4,21 +4,22 @@ The gradient is orthogonal to the weights, so every step makes them longer,
 
     |w_{t+1}|² = |w_t|² + η² |∇L(w_t)|²,
 
-and the effective learning rate η/|w|² falls on its own until it suits the loss ("auto-tuning": Arora, Li
-& Lyu, 2019). That bounds the gradient on the unit sphere, g_t = |w_t| ∇L(w_t), at every T (`bound`):
+and the effective learning rate η/|w|² falls on its own until it suits the loss ("auto-tuning":
+Arora, Li & Lyu, 2019). That bounds the gradient on the unit sphere, g_t = |w_t| ∇L(w_t), at every T
+(`bound`):
 
     min_{t<T} |g_t|² <= W² (W² - |w_0|²) / (η² T),   W² = max(|w_0|², Λη) + η² G² / |w_0|² + 2 η D,
 
 where on the unit sphere Λ bounds the Hessian, G bounds |g|, and D is the range of L. Proof:
 
-1. Above |w|² = Λη, with curvature Λ/|w|² at most, a step lowers L by at least η |∇L|² / 2. So all of
-   these steps add at most 2 η D to |w|². The step before them adds at most η² G² / |w_0|². Hence
+1. Above |w|² = Λη, with curvature Λ/|w|² at most, a step lowers L by at least η |∇L|² / 2. So all
+   of these steps add at most 2 η D to |w|². The step before them adds at most η² G² / |w_0|². Hence
    |w_T|² <= W².
-2. The increments add up: Σ_t η² |g_t|² / |w_t|² = |w_T|² - |w_0|². Each |w_t|² is at most W², and the
-   smallest of T numbers is at most their mean.
+2. The increments add up: Σ_t η² |g_t|² / |w_t|² = |w_T|² - |w_0|². Each |w_t|² is at most W², and
+   the smallest of T numbers is at most their mean.
 
-The loss here is a Rayleigh quotient, L(w) = wᵀ A w / (2 |w|²), with eigenvalues of A between 0 and 1. For it
-Λ = 1 and G = D = 1/2.
+The loss here is a Rayleigh quotient, L(w) = wᵀ A w / (2 |w|²), with eigenvalues of A between 0 and
+1. For it Λ = 1 and G = D = 1/2.
 """
 
 from typing import Any, NamedTuple
@@ -48,10 +49,10 @@ def fixed_rate(rates: ArrayLike, steps: int = 100_000, *, dim: int = 30, decades
         rates: learning rates η, all above 0.
         steps: T, at least 1.
         dim: size of w, at least 2.
-        decades: the eigenvalues of A are spread evenly in their logarithm, from 10^-decades to 1, so
-            the flattest directions never converge in a run.
-        grow: False brings w back to |w| = 1 after each step, so that the effective learning rate cannot
-            fall. That is the control: where η is too large, the bound does not hold then.
+        decades: the eigenvalues of A are spread evenly in their logarithm, from 10^-decades to 1,
+            so the flattest directions never converge in a run.
+        grow: False brings w back to |w| = 1 after each step, so that the effective learning rate
+            cannot fall. That is the control: where η is too large, the bound does not hold then.
         rng: numpy.random.Generator for the start.
 
     Returns:
@@ -95,14 +96,15 @@ def bound(lr: ArrayLike, steps: ArrayLike, norm: float = 1.0, *, hessian: float 
 
         sqrt(W² (W² - |w_0|²) / (η² T)),   W² = max(|w_0|², Λη) + η² G² / |w_0|² + 2 η D
 
-    It holds for every scale-invariant loss, learning rate and T. It says something once it is below G.
+    It holds for every scale-invariant loss, learning rate and T. It says something once it is below
+    G.
 
     Args:
         lr: η, a float or an array.
         steps: T, a float or an array.
         norm: |w_0|.
-        hessian, gradient, loss_range: Λ, G and D, on the unit sphere. The defaults are those of every
-            Rayleigh quotient with eigenvalues in [0, 1].
+        hessian, gradient, loss_range: Λ, G and D, on the unit sphere. The defaults are those of
+            every Rayleigh quotient with eigenvalues in [0, 1].
 
     Returns:
         a float or an array.

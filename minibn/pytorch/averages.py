@@ -1,9 +1,10 @@
 """BatchNorm's running averages, kept in step with weights that a conversion makes larger.
 
-The mean of a convolution's output is proportional to its weights, the variance to their square. So each entry of a running
-average has a degree k in the scale of each converted set. When the script's weights are P times the held ones, the script's
-average is P**k times the held one. After a step from P to P' the held average is multiplied by (P/P')**k, and evaluation
-agrees with the script's at every step. The degrees are measured, entry by entry.
+The mean of a convolution's output is proportional to its weights, the variance to their square. So
+each entry of a running average has a degree k in the scale of each converted set. When the script's
+weights are P times the held ones, the script's average is P**k times the held one. After a step
+from P to P' the held average is multiplied by (P/P')**k, and evaluation agrees with the script's at
+every step. The degrees are measured, entry by entry.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +25,9 @@ class Carried(NamedTuple):
     """What can be converted together with the running averages.
 
     Attributes:
-        sets: as `groups`, without norms' γ and β whose conversion no running average could follow; a bias before BatchNorm
-            stands in the set of its convolution, since the average is a sum of both.
+        sets: as `groups`, without norms' γ and β whose conversion no running average could follow;
+            a bias before BatchNorm stands in the set of its convolution, since the average is a sum
+            of both.
         degrees: {buffer: [(number of the set, degree of each entry)]}.
         left_out: the groups that are not in `sets`.
         unfit: buffers that follow no power of the scales.

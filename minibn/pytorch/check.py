@@ -13,8 +13,8 @@ from minibn.pytorch.parts import Part, Set
 class Check(NamedTuple):
     """Largest differences of the losses of three runs from the same point, over some steps.
 
-    The control is the original run with its weights disturbed by one rounding. Some networks magnify any difference, and there
-    the conversion cannot be told from the control.
+    The control is the original run with its weights disturbed by one rounding. Some networks
+    magnify any difference, and there the conversion cannot be told from the control.
 
     Attributes:
         gap: |converted - original|.
@@ -38,8 +38,8 @@ def check(handle: Conversion, loss_fn: Callable[[torch.nn.Module], torch.Tensor]
     """
     Args:
         handle: of a conversion that was made from a report.
-        loss_fn: `loss_fn(model)` gives a loss, of the next batch if it likes. All three runs call it with the same random seeds,
-            so let it draw its batch from torch's generator.
+        loss_fn: `loss_fn(model)` gives a loss, of the next batch if it likes. All three runs call
+            it with the same random seeds, so let it draw its batch from torch's generator.
         steps: at the present lr and weight decay.
     """
     if handle.found is None:

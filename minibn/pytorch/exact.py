@@ -1,7 +1,7 @@
 """A copy of a torch model that computes in float64, and on demand with next to no eps in its normalisations.
 
-`Loss` runs it. Wherever eps stands, an attribute of a module or a number in its code, and wherever the code casts to
-float32, `Exact` sees the call on its way into torch and changes it.
+`Loss` runs it. Wherever eps stands, an attribute of a module or a number in its code, and wherever
+the code casts to float32, `Exact` sees the call on its way into torch and changes it.
 """
 
 import copy
@@ -28,7 +28,8 @@ class Exact(TorchFunctionMode):
     """Inside `with`, torch's functions compute in float64; with `tiny`, also with `TINY_EPS` in place of their own eps.
 
     Attributes:
-        seen: {every eps that was met: None}, in order: what a normalisation was given, or a small number added to a tensor.
+        seen: {every eps that was met: None}, in order: what a normalisation was given, or a small
+            number added to a tensor.
         share: the largest mean of eps / (variance + eps) in a normalisation; without `tiny` only.
     """
 
@@ -78,7 +79,8 @@ class Exact(TorchFunctionMode):
 class Loss:
     """The loss of a copy of `model`, as a function of the copy's parameters, which may be moved about.
 
-    Each call starts from the model's own buffers (running averages, power iterations), so one call does not change the next.
+    Each call starts from the model's own buffers (running averages, power iterations), so one call
+    does not change the next.
 
     Attributes:
         parameters: {name: the copy's parameter} of those that require gradients.
@@ -127,7 +129,8 @@ class Loss:
 
     @torch.no_grad()
     def scatter(self, seed: int) -> None:
-        """Go to a random point near the model's own weights. What is 0 there, or next to 0 (a layer scale of 1e-6), moves by 1:
+        """Go to a random point near the model's own weights. What is 0 there, or next to 0 (a layer
+        scale of 1e-6), moves by 1:
         a branch that nearly has no effect could not be measured."""
         generators: dict = {}
         for name, p in self.source.named_parameters():

@@ -1,16 +1,19 @@
 """Which weights of a torch module may be rescaled without changing its loss: measured, on any model.
 
-If multiplying each parameter p by c**a_p leaves the loss as it is, wherever the weights are, then at every point
+If multiplying each parameter p by c**a_p leaves the loss as it is, wherever the weights are, then
+at every point
 
     Σ_p a_p t_p = 0,    t_p = <∂L/∂p, p>
 
-(Euler's theorem). A backward pass at a random point gives one such equation, so the exponents of all rescaling symmetries
-are the null space of a measured matrix. In float64 and with a negligible eps in the normalisations, the null space is
-accurate to ten digits or more. Its rows, reduced and rounded to fractions, are the equations that `invariance.symmetries`
-derives from the layers of a minibn network.
+(Euler's theorem). A backward pass at a random point gives one such equation, so the exponents of
+all rescaling symmetries are the null space of a measured matrix. In float64 and with a negligible
+eps in the normalisations, the null space is accurate to ten digits or more. Its rows, reduced and
+rounded to fractions, are the equations that `invariance.symmetries` derives from the layers of a
+minibn network.
 
-**Cost.** Tensors that are scale-invariant alone have t_p = 0 at three points, and drop out. Each of the others needs about
-one more backward pass, in which the gradients of those that dropped out are not computed.
+**Cost.** Tensors that are scale-invariant alone have t_p = 0 at three points, and drop out. Each of
+the others needs about one more backward pass, in which the gradients of those that dropped out are
+not computed.
 """
 
 from fractions import Fraction
@@ -32,11 +35,13 @@ class Measured(NamedTuple):
     """What `measure` found.
 
     Attributes:
-        names: of the parameters that have an effect, or have none because it cancels (a bias before BatchNorm).
+        names: of the parameters that have an effect, or have none because it cancels (a bias before
+            BatchNorm).
         cancelled: those of `names` that have none because it cancels.
         unknown: of those whose gradient was zero, or too small to measure, at every point.
         equations: between the exponents of `names`.
-        slices: {name: [(part, parts)]}: equal parts of its rows that are scale-invariant though the whole is not.
+        slices: {name: [(part, parts)]}: equal parts of its rows that are scale-invariant though the
+            whole is not.
     """
 
     names: list[str]

@@ -1,7 +1,8 @@
 """Which rule an optimizer's weight decay follows: known classes by name, the others by measurement.
 
-Only *decoupled* decay, which multiplies the weights and does nothing else, can be taken out of an adaptive method. Decay that
-is added to the gradient goes through the method's averages and square roots, and nothing takes it out of these again.
+Only *decoupled* decay, which multiplies the weights and does nothing else, can be taken out of an
+adaptive method. Decay that is added to the gradient goes through the method's averages and square
+roots, and nothing takes it out of these again.
 """
 
 from typing import Any
@@ -33,10 +34,12 @@ def rule_of(optimizer: Optimizer, form: str, weight_decay: float = 0.0, decay: s
     """The rule by which `optimizer` is converted.
 
     Args:
-        decay: None: find out. "l2": SGD's. "lr*wd", "wd": by how much the weights shrink in a step; or f(group, step) for it.
+        decay: None: find out. "l2": SGD's. "lr*wd", "wd": by how much the weights shrink in a step;
+            or f(group, step) for it.
 
     Raises:
-        TypeError: its weight decay cannot be taken out, or it is no optimizer; the message has the reason.
+        TypeError: its weight decay cannot be taken out, or it is no optimizer; the message has the
+            reason.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected a torch optimizer, got {type(optimizer).__name__}")

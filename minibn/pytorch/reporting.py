@@ -16,22 +16,26 @@ HIDES = ("in {}: its class is not torch's own, and may hide an eps (a tensor, co
 def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Tensor], optimizer: Any = None) -> "Report":
     """Measure which parameters of `model` are scale-invariant; of the model itself nothing is changed.
 
-    All is measured on a copy in float64, in training mode, at random weights. The number of backward passes is about that
-    of the parameter tensors that are not scale-invariant alone, so a small batch will do. Each group is tried over the
-    whole range of scales that a conversion uses, 2**-8 to 2**8.
+    All is measured on a copy in float64, in training mode, at random weights. The number of
+    backward passes is about that of the parameter tensors that are not scale-invariant alone, so a
+    small batch will do. Each group is tried over the whole range of scales that a conversion uses,
+    2**-8 to 2**8.
 
     Args:
-        model: as it is trained, but not yet wrapped for FSDP. Parameters with requires_grad=False count as constants.
-        loss_fn: called as `loss_fn(model)` with that copy, gives the scalar loss of a batch that stays the same:
-            `lambda model: F.cross_entropy(model(x), y)`. Inputs of the model are cast to float64. Without autocast.
-        optimizer: the torch optimizer, or several in a list. With it the table shows what `remove_weight_decay` will do.
+        model: as it is trained, but not yet wrapped for FSDP. Parameters with requires_grad=False
+            count as constants.
+        loss_fn: called as `loss_fn(model)` with that copy, gives the scalar loss of a batch that
+            stays the same: `lambda model: F.cross_entropy(model(x), y)`. Inputs of the model are
+            cast to float64. Without autocast.
+        optimizer: the torch optimizer, or several in a list. With it the table shows what
+            `remove_weight_decay` will do.
 
     Returns:
         Report; print it, and hand it to `remove_weight_decay`.
 
     Raises:
-        ValueError: the loss does not depend on the copy's parameters, is not finite, or is too inexact (random, or computed
-            in float32 within) to tell.
+        ValueError: the loss does not depend on the copy's parameters, is not finite, or is too
+            inexact (random, or computed in float32 within) to tell.
     """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function of the model that gives the loss of a batch, got "
@@ -55,12 +59,15 @@ class Report:
     """What `report` measured; `str()` is a table. Iterating gives each group as a list of the model's Parameters.
 
     Attributes:
-        groups: disjoint, finest sets of parameters (tuples of names) that are scale-invariant when scaled together.
-        gaps: for each group, by how much its scale changes the loss, with the model's own eps: |dL/d log c| / (|∂L/∂w| |w|),
-            about 1e-15 where the conversion is exact.
-        change: the relative changes of loss and gradient when all groups are doubled, with the model's own eps.
+        groups: disjoint, finest sets of parameters (tuples of names) that are scale-invariant when
+            scaled together.
+        gaps: for each group, by how much its scale changes the loss, with the model's own eps:
+            |dL/d log c| / (|∂L/∂w| |w|), about 1e-15 where the conversion is exact.
+        change: the relative changes of loss and gradient when all groups are doubled, with the
+            model's own eps.
         unknown: names of parameters without any effect on this batch. Nothing can be said of them.
-        refused: {tuple of names: why they are in no group, though the equations at the measured points would allow it}.
+        refused: {tuple of names: why they are in no group, though the equations at the measured
+            points would allow it}.
         hints: list of sentences: what would have to be changed in the model to convert more.
         basis: list of {name: exponent}: every rescaling symmetry is a sum of multiples of these.
         parameters: the model's own Parameters of all groups.
@@ -176,7 +183,8 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _axes(shapes):
-    """{name: number of axes longer than 1}, by which parameters are told apart: 2 and more for the weights of a layer, 1 for
+    """{name: number of axes longer than 1}, by which parameters are told apart: 2 and more for the
+    weights of a layer, 1 for
     a bias of such a layer, and 0 for other vectors, which are the last to be converted."""
     axes = {name: sum(length > 1 for length in shape) for name, shape in shapes.items()}
     layers = {name.rpartition(".")[0] for name, count in axes.items() if count >= 2}

@@ -1,15 +1,19 @@
-"""How an optimizer takes a step in converted form: `Decoupled` for every one that only multiplies the weights by 1 - δ,
-`Relative` for those whose update is proportional to the weights (Adafactor). For torch's SGD see `l2`.
+"""How an optimizer takes a step in converted form: `Decoupled` for every one that only multiplies
+the weights by 1 - δ,
+`Relative` for those whose update is proportional to the weights (Adafactor). For torch's SGD see
+`l2`.
 
-The script's weights are w = R w̃, where w̃ are the held ones, and p.grad is the script's own gradient.
+The script's weights are w = R w̃, where w̃ are the held ones, and p.grad is the script's own
+gradient.
 
 **Theorem** (decoupled decay, no assumption on the optimizer). Let  w' = (1 - δ) w - η u,  with u any function of the gradients
 so far. Put R' = (1 - δ) R. Then dividing by R' gives
 
     w̃' = w̃ - (η / R') u
 
-So the optimizer, given the script's own gradients, lr / R' and no weight decay, trains the same network: eps, clipping, bias
-corrections and averages included, since u is the same. Where members of a set decay differently, R' follows the largest δ and
+So the optimizer, given the script's own gradients, lr / R' and no weight decay, trains the same
+network: eps, clipping, bias corrections and averages included, since u is the same. Where members
+of a set decay differently, R' follows the largest δ and
 the others grow:  w̃' = (1 - δ_i) / (1 - δ_max) w̃ - (η / R') u.  SGD with L2 decay and momentum: `equivalence.streams`.
 """
 
@@ -64,8 +68,8 @@ class Move(NamedTuple):
 class Decoupled:
     """Any optimizer whose weight decay multiplies the weights by 1 - δ and does nothing else.
 
-    During its step the converted members of each param group stand in a group of their own, with lr / R' and without weight
-    decay. What the optimizer writes into that group is copied back.
+    During its step the converted members of each param group stand in a group of their own, with
+    lr / R' and without weight decay. What the optimizer writes into that group is copied back.
     """
 
     steps_without_gradient = False  # whether it moves, and decays, weights without gradient, which torch's own leave alone
@@ -159,8 +163,9 @@ class Decoupled:
 class Relative(Decoupled):
     """An optimizer whose update is proportional to the weights: at w̃ = w / R it is what it would be, divided by R.
 
-    So lr and weight decay stay as they are, and the weights are multiplied by R / R' after the step. A bound that has the
-    unit of weights (Adafactor's second eps, `floor` its place in group["eps"]) is divided by R.
+    So lr and weight decay stay as they are, and the weights are multiplied by R / R' after the
+    step. A bound that has the unit of weights (Adafactor's second eps, `floor` its place in
+    group["eps"]) is divided by R.
     """
 
     floor: int | None = None

@@ -1,7 +1,7 @@
 """How far the measured symmetries reach: over the whole range of scales that a conversion uses, and with the model's own eps.
 
-`measure` looks at derivatives, so at the neighbourhood of a point. A convolution before `ReLU6` and BatchNorm looks
-scale-invariant there while no activation reaches 6; larger weights are not.
+`measure` looks at derivatives, so at the neighbourhood of a point. A convolution before `ReLU6` and
+BatchNorm looks scale-invariant there while no activation reaches 6; larger weights are not.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,9 @@ class Gaps(NamedTuple):
     """What the model's own eps does; all are 0, up to rounding, where a conversion is exact.
 
     Attributes:
-        groups: for each, `|dL/d log c| / (|∂L/∂w| |w|)`: the change of the loss when its weights w are multiplied by c. Where
-            eps is above a tenth of a normalisation's variance, `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, if that is larger.
+        groups: for each, `|dL/d log c| / (|∂L/∂w| |w|)`: the change of the loss when its weights w
+            are multiplied by c. Where eps is above a tenth of a normalisation's variance,
+            `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, if that is larger.
         value: `|L(2w) - L(w)| / |L(w)|`, with all groups doubled.
         gradient: `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, with all groups doubled.
     """

@@ -1,11 +1,12 @@
 """Whether an optimizer of an unknown class can be converted: by converting it.
 
-A clone of the optimizer trains three small matrices of a scale-invariant toy loss, two of them converted, with decay so
-strong that the weights shrink to a third in 12 steps, and lr and decay change at each step. The two runs agree to rounding, in
-float64 to 1e-9 of the angle that the weights turn by, or the decay is of another kind: wrong rules are off by 4e-4 and more.
-The same is asked of weights that are `LARGE` times as large, since a conversion lets weights grow that far: a clamp of their
-norm shows there. Twelve steps on a toy prove nothing about what an optimizer does later. `handle.check` runs it on the network
-itself.
+A clone of the optimizer trains three small matrices of a scale-invariant toy loss, two of them
+converted, with decay so strong that the weights shrink to a third in 12 steps, and lr and decay
+change at each step. The two runs agree to rounding, in float64 to 1e-9 of the angle that the
+weights turn by, or the decay is of another kind: wrong rules are off by 4e-4 and more. The same is
+asked of weights that are `LARGE` times as large, since a conversion lets weights grow that far: a
+clamp of their norm shows there. Twelve steps on a toy prove nothing about what an optimizer does
+later. `handle.check` runs it on the network itself.
 """
 
 import copy
@@ -70,7 +71,8 @@ def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: flo
 def _gap(optimizer, candidate, size):
     """The largest difference of the weights, with and without the conversion, relative to how far they turn.
 
-    Turning is what an update does. A decay that only flips the sign of the weights does not count: it is not the one tried.
+    Turning is what an update does. A decay that only flips the sign of the weights does not count:
+    it is not the one tried.
     """
     usual, converted = (_train(optimizer, candidate, convert, size) for convert in (False, True))
     gap = max(float((a - b).norm() / a.norm()) for a, b in zip(usual, converted, strict=True))

@@ -1,7 +1,8 @@
 """What goes wrong unseen in a script with converted weights, and is noticed here.
 
-Gradients that did not come through a parameter's hook; weights that somebody else has written; parameters that `report` could
-not see and that take part now; copies of an optimizer without its hooks.
+Gradients that did not come through a parameter's hook; weights that somebody else has written;
+parameters that `report` could not see and that take part now; copies of an optimizer without its
+hooks.
 """
 
 import weakref
@@ -111,7 +112,8 @@ class Asleep:
     def check(self, sets: Iterable) -> None:
         """
         Raises:
-            RuntimeError: with all parameters awake, a set is not scale-invariant: <∂L/∂w, w> is not 0.
+            RuntimeError: with all parameters awake, a set is not scale-invariant: <∂L/∂w, w> is not
+                0.
         """
         if not self._woken:
             return

@@ -1,6 +1,7 @@
 """Checks for people who write a layer: `check_layer` is all of them in one call.
 
-A new layer needs three methods to be trained, converted and moved to a GPU like the layers of `minibn.nn`:
+A new layer needs three methods to be trained, converted and moved to a GPU like the layers of
+`minibn.nn`:
 
     >>> from minibn import nn
     >>> from minibn.backend import array_namespace
@@ -25,8 +26,8 @@ A new layer needs three methods to be trained, converted and moved to a GPU like
     >>> check_layer(Scale(3), distinct(rng, (4, 5, 5, 3)), rng=rng) < 1e-9
     True
 
-To run on every array library it takes functions from its input's library, `array_namespace(x).sum` and not
-`np.sum`, and only those of the array API standard.
+To run on every array library it takes functions from its input's library, `array_namespace(x).sum`
+and not `np.sum`, and only those of the array API standard.
 """
 
 import numpy as np
@@ -45,7 +46,8 @@ def check_layer(module: Module, x: np.ndarray, *, rng: Generator, tolerance: flo
 
     Args:
         module: a module of float64 parameters.
-        x: float64 input (N, …, C) of NumPy, such as `distinct` makes; or integers, as an `Embedding` takes.
+        x: float64 input (N, …, C) of NumPy, such as `distinct` makes; or integers, as an
+            `Embedding` takes.
         rng: numpy.random.Generator for what the checks draw.
         tolerance: of the gradient.
 

@@ -24,8 +24,8 @@ def check_degree(module: Module, x: np.ndarray, *, rng: Generator) -> None:
     """Check that `module.degree` claims every rescaling that the module has, and no other.
 
     The check is made in training mode, with eps = 0. The input is h + b, where b has one number per
-    channel. So the claim is about exponents a of h, of b and of every parameter p: equations that they
-    must satisfy, and the degree d of the output. If they do, the output f must scale as
+    channel. So the claim is about exponents a of h, of b and of every parameter p: equations that
+    they must satisfy, and the degree d of the output. If they do, the output f must scale as
 
         f(c^a θ) = c^d f(θ),   θ = (h, b, p, …)
 

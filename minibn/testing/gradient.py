@@ -12,8 +12,9 @@ from minibn.nn import Module
 def distinct(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Random float64 numbers between -2 and 2, any two of them (and zero) at least 1 / (their count) apart.
 
-    That is far enough for central differences: no step of theirs crosses a kink of ReLU or max-pooling,
-    and no set of numbers is so nearly equal that a normalisation divides by rounding errors.
+    That is far enough for central differences: no step of theirs crosses a kink of ReLU or
+    max-pooling, and no set of numbers is so nearly equal that a normalisation divides by rounding
+    errors.
 
     Args:
         rng: numpy.random.Generator.
@@ -26,18 +27,18 @@ def distinct(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:
 def check_gradient(module: Module, x: np.ndarray, *, rng: Generator, tolerance: float = 1e-6) -> float:
     """Compare `module.backward` with central differences of `module.forward`, in x and in every parameter.
 
-    For a random dy and L = Σ dy · forward(x), the derivative of L in each single number is measured by
-    the five-point rule
+    For a random dy and L = Σ dy · forward(x), the derivative of L in each single number is measured
+    by the five-point rule
 
         L' ≈ (8 (L(+h) - L(-h)) - (L(+2h) - L(-2h))) / 12 h,    h = 1e-5.
 
-    The error is |measured - backward| / max(|backward|, |dy| / 1000), with norms over an array. That
-    backward adds to each gradient, and does not replace it, is checked too.
+    The error is |measured - backward| / max(|backward|, |dy| / 1000), with norms over an array.
+    That backward adds to each gradient, and does not replace it, is checked too.
 
     Args:
         module: a module of float64 parameters.
-        x: float64 input (N, …, C) of NumPy, such as `distinct` makes, or integers, which have no gradient. It stays as
-            it is.
+        x: float64 input (N, …, C) of NumPy, such as `distinct` makes, or integers, which have no
+            gradient. It stays as it is.
         rng: numpy.random.Generator for dy.
         tolerance: of the error.
 
@@ -45,8 +46,8 @@ def check_gradient(module: Module, x: np.ndarray, *, rng: Generator, tolerance: 
         The largest error, a float.
 
     Raises:
-        AssertionError: the error is above `tolerance`, or a gradient was replaced; the message names
-            the array.
+        AssertionError: the error is above `tolerance`, or a gradient was replaced; the message
+            names the array.
     """
     x = x.copy()
     module.zero_grad()

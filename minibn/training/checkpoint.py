@@ -43,12 +43,13 @@ FACTS, SUMS = "minibn.json", "SHA256SUMS"
 def save(path: str | Path, arrays: Mapping[str, Array], facts: Any, *, commit: bool = True) -> None:
     """Write `arrays` {name: array} and `facts` (anything JSON can hold) to `path`, atomically.
 
-    At every moment `path` holds either the old checkpoint or the new one, even when the disk is full or
-    the process is killed: see `files.replacing`. Any names will do. NumPy's numbers in `facts` come back
-    as Python's, arrays and tuples as lists: see `jsonable`.
+    At every moment `path` holds either the old checkpoint or the new one, even when the disk is
+    full or the process is killed: see `files.replacing`. Any names will do. NumPy's numbers in
+    `facts` come back as Python's, arrays and tuples as lists: see `jsonable`.
 
     Args:
-        commit: False writes everything and removes it again. It shows whether `path` can be written.
+        commit: False writes everything and removes it again. It shows whether `path` can be
+            written.
 
     Raises:
         OSError: the file cannot be written, or is there and not a checkpoint. It is then as it was.
@@ -110,8 +111,8 @@ def save_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimi
 def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimizer], rng: Generator, run: Any) -> History:
     """Bring `model`, `optimizers` and `rng` to the state that `save_run` wrote, and return its History.
 
-    Nothing is changed before all that must be the same has been compared: `run`, the kind of `rng`, the
-    groups, every dtype and shape, and the schedules as far as they were followed.
+    Nothing is changed before all that must be the same has been compared: `run`, the kind of `rng`,
+    the groups, every dtype and shape, and the schedules as far as they were followed.
 
     Raises:
         ValueError: the file is damaged, or of another run. The message names what differs.

@@ -25,8 +25,9 @@ class Conversion:
         names: the converted parameters, in network order.
         reasons: {name of every other parameter: why it keeps the given schedule}.
         eps: the largest eps of the network's normalisations. Above 0 the conversion is approximate.
-        groups: {name: parameters}: the sets of converted parameters that are each scale-invariant on
-            their own, named after their first parameter. `fit(…, groups=…)` measures each of them.
+        groups: {name: parameters}: the sets of converted parameters that are each scale-invariant
+            on their own, named after their first parameter. `fit(…, groups=…)` measures each of
+            them.
     """
 
     optimizers: dict[str, Optimizer]
@@ -45,17 +46,18 @@ def convert(model: nn.Module, schedule: Iterable[Any], names: Iterable[str] | No
             rest: Iterable[Any] | None = None, band: float | None = 2.0**32) -> Conversion:
     """Optimisers that train `model` as `schedule` would, without weight decay where it can go.
 
-    The scale-invariant parameters are trained without weight decay (`equivalence.converted_for`), all
-    others as `schedule` says. If the normalisations have eps = 0, the network is the same at every step.
+    The scale-invariant parameters are trained without weight decay (`equivalence.converted_for`),
+    all others as `schedule` says. If the normalisations have eps = 0, the network is the same at
+    every step.
 
     Args:
         model: an `nn.Module`.
-        schedule: iterable of step objects: `Step` for SGD, `AdamStep`, `LionStep` or `MuonStep`. It is
-            read once, for both optimisers. Its first step, read now, says which optimiser it is.
-        names: the parameters to convert. None: all groups of `invariance.symmetries(model)`; for Muon,
-            which trains matrices and kernels only, all groups of these.
-        rest: schedule of all other parameters, of any kind. None: `schedule`. With Muon give one for the
-            vectors, such as `AdamStep`s.
+        schedule: iterable of step objects: `Step` for SGD, `AdamStep`, `LionStep` or `MuonStep`. It
+            is read once, for both optimisers. Its first step, read now, says which optimiser it is.
+        names: the parameters to convert. None: all groups of `invariance.symmetries(model)`; for
+            Muon, which trains matrices and kernels only, all groups of these.
+        rest: schedule of all other parameters, of any kind. None: `schedule`. With Muon give one
+            for the vectors, such as `AdamStep`s.
         band: as in `equivalence.converted_for`.
 
     Returns:

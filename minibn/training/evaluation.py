@@ -52,8 +52,8 @@ def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int
 
     Like `torch.optim.swa_utils.update_bn`. The running averages of training lag behind. Where the
     weights grow exponentially, as without weight decay, they belong to smaller weights, and
-    evaluation is no longer scale-invariant. With recomputed statistics it is, so two equivalent runs
-    agree in evaluation too.
+    evaluation is no longer scale-invariant. With recomputed statistics it is, so two equivalent
+    runs agree in evaluation too.
 
     Args:
         model: an `nn.Module`.

@@ -22,15 +22,17 @@ class History:
         predicted_angle/NAME    √(2δ / D), its prediction in equilibrium: √(2ηλ / (1+γ)) for SGD,
                                 √(2ηλ (1-β1)/(1+β1)) for AdamW (`monitor.predicted_angle_of`)
         predicted_norm/NAME     |w| in equilibrium: for AdamW and Lion from the step's numbers alone, for
-                                SGD and Muon from the size of this step's update, so it is as noisy as
-                                angle/NAME (`monitor.predicted_norm_here`)
+                                SGD and Muon from the size of this step's update, so it is as noisy
+                                as angle/NAME (`monitor.predicted_norm_here`)
 
-    Both predictions are NaN without weight decay, and where `monitor` has no formula (Nesterov). They are
-    for scale-invariant weights, and assume that gradients are mostly noise: see the top of `monitor`.
+    Both predictions are NaN without weight decay, and where `monitor` has no formula (Nesterov).
+    They are for scale-invariant weights, and assume that gradients are mostly noise: see the top of
+    `monitor`.
 
     The sets are the optimisers' parameters, each as one vector, and the `groups` given to `fit`. An
     effective lr is that of a layer only if the set is scale-invariant on its own: of an optimiser
-    that trains several such groups, η / (sum of all their |w|²) is the effective lr of none of them.
+    that trains several such groups, η / (sum of all their |w|²) is the effective lr of none of
+    them.
 
     Example:
         >>> history = History()
@@ -72,8 +74,8 @@ class History:
     def write_csv(self, path: str | Path) -> None:
         """Write the header, then one line per row. Floats keep all digits, so reading gives the same bits.
 
-        `pandas.read_csv(path)` reads it: the steps as integers, all else as floats. The file at `path` is
-        replaced as a whole.
+        `pandas.read_csv(path)` reads it: the steps as integers, all else as floats. The file at
+        `path` is replaced as a whole.
 
         Raises:
             ValueError: a column has a name that would not come back, such as an empty one.
@@ -96,7 +98,8 @@ class History:
         """The History that `write_csv` wrote, also after a spreadsheet or pandas has saved it again.
 
         Raises:
-            ValueError: the file is empty or not text in UTF-8, or a row is cut short or is not numbers.
+            ValueError: the file is empty or not text in UTF-8, or a row is cut short or is not
+                numbers.
         """
         with open(os.path.expanduser(path), newline="", encoding="utf-8") as file:
             try:

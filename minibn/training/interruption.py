@@ -16,8 +16,8 @@ AGAIN = 1.0  # seconds after which the same signal means: at once
 class Stopped(BaseException):
     """Training was stopped by a signal, at the end of a step.
 
-    Ctrl-C raises the subclass `Interrupted`, which is a KeyboardInterrupt, other signals `Terminated`,
-    which is a SystemExit with the status 128 + number of the signal.
+    Ctrl-C raises the subclass `Interrupted`, which is a KeyboardInterrupt, other signals
+    `Terminated`, which is a SystemExit with the status 128 + number of the signal.
 
     Attributes:
         signal: `signal.Signals`.
@@ -69,8 +69,9 @@ _current: Signals | None = None
 def deferred() -> Iterator[Signals]:
     """Let signals wait, and say which has come.
 
-    A block inside another one shares its `Signals`. A signal that nobody asked for takes effect at the
-    end of the outermost block. The same signal again, a second later or more, takes effect at once.
+    A block inside another one shares its `Signals`. A signal that nobody asked for takes effect at
+    the end of the outermost block. The same signal again, a second later or more, takes effect at
+    once.
 
     Signals that the program handles or ignores by itself are left alone, and so are all signals in
     other threads than the main one, where Python does not deliver any.

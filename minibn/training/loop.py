@@ -50,8 +50,8 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
     Results are the same to the last bit for any number of threads, and for a run that was stopped
     and resumed.
 
-    Ctrl-C, SIGTERM and SIGHUP stop it at the end of the current step. With `path` that step is saved
-    first. The exception has the History so far: see `interruption.Stopped`.
+    Ctrl-C, SIGTERM and SIGHUP stop it at the end of the current step. With `path` that step is
+    saved first. The exception has the History so far: see `interruption.Stopped`.
 
     Args:
         model: an `nn.Module`.
@@ -62,31 +62,32 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
         batch_size, drop_last: as in `data.batches`.
         rng: numpy.random.Generator that shuffles the data.
         loss: `nn.CrossEntropy()` if None.
-        path: checkpoint file, written every `every` steps and at the end. With `resume`, an existing
-            checkpoint is loaded first: model, optimisers, rng and history then continue as if the
-            run had never stopped. The optimisers must be fresh. `~` is the home folder.
+        path: checkpoint file, written every `every` steps and at the end. With `resume`, an
+            existing checkpoint is loaded first: model, optimisers, rng and history then continue as
+            if the run had never stopped. The optimisers must be fresh. `~` is the home folder.
         max_steps: stop after this many steps even if epochs are left. A later call can resume.
         augment: as in `data.batches`.
         validation: (x, y) to evaluate after each epoch's last step. The columns "test_loss" and
             "test_accuracy" are NaN at all other steps.
-        settings: JSON-serialisable description of the run, stored in the checkpoint. Resuming from a
-            checkpoint with other settings raises ValueError.
+        settings: JSON-serialisable description of the run, stored in the checkpoint. Resuming from
+            a checkpoint with other settings raises ValueError.
         groups: {name: names of parameters} to measure in addition to the optimisers' parameters,
             each with columns of its own, for example `Conversion.groups`.
         threads: as in `minibn.threads`.
-        progress: whether to show a bar with learning rates, loss and accuracy, in a terminal or notebook.
+        progress: whether to show a bar with learning rates, loss and accuracy, in a terminal or
+            notebook.
         description: text before the bar.
 
     Returns:
         History. Its "accuracy" is that of the batch, in training mode.
 
     Raises:
-        DivergenceError: the loss or a weight is not finite; no checkpoint is written after that. On a
-            GPU the error may come a few steps late, because numbers are read in batches; the message
-            names the step at which it happened.
-        TypeError, ValueError: data, labels, batch size, groups or another argument do not fit; the model was moved after its
-            optimisers were made; or the checkpoint is damaged, or of another run. The message names
-            what differs.
+        DivergenceError: the loss or a weight is not finite; no checkpoint is written after that. On
+            a GPU the error may come a few steps late, because numbers are read in batches; the
+            message names the step at which it happened.
+        TypeError, ValueError: data, labels, batch size, groups or another argument do not fit; the
+            model was moved after its optimisers were made; or the checkpoint is damaged, or of
+            another run. The message names what differs.
         OSError: the checkpoint cannot be written. This is found out before the first step.
         Interrupted, Terminated: it was stopped by a signal.
     """

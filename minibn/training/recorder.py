@@ -34,8 +34,8 @@ def watch(model: nn.Module, optimizers: Mapping[str, Optimizer], groups: Mapping
     """{name: Watched} for each optimiser, then for each of `groups`, {name: names of its parameters}.
 
     Raises:
-        ValueError: two optimisers have a parameter or a schedule in common; or a group has an optimiser's
-            name, no parameters or an unknown one, or it is not within one optimiser.
+        ValueError: two optimisers have a parameter or a schedule in common; or a group has an
+            optimiser's name, no parameters or an unknown one, or it is not within one optimiser.
     """
     watched = {name: Watched(list(sgd.parameters), sgd) for name, sgd in optimizers.items()}
     parameters = dict(model.named_parameters())

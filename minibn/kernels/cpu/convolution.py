@@ -37,8 +37,9 @@ def correlate_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: Pai
 def _backward_by_rows(dy, x, w, stride, padding, dx):
     """Stride 1: write dx, return dW.
 
-    An input pixel is seen by all outputs around it, so it gets its gradient by a correlation of dy, with zeros around
-    it, and W̄, the kernel turned by 180° with its channels exchanged. The same rows of dy give dW:
+    An input pixel is seen by all outputs around it, so it gets its gradient by a correlation of dy,
+    with zeros around it, and W̄, the kernel turned by 180° with its channels exchanged. The same
+    rows of dy give dW:
         dx = Σ_u rows(dy)[u] @ W̄[u]        dW̄[u] = rows(dy)[u]ᵀ x
     """
     kh, kw, channels, outputs = w.shape
@@ -82,7 +83,8 @@ def pad(x: np.ndarray, padding: Pair) -> np.ndarray:
 def kernel_rows(x: np.ndarray, kernel: Pair, stride: Pair, height: int, width: int) -> np.ndarray:
     """What each row u of a kernel sees: (kh, N, height·width, kw·C) of contiguous images (N, H, W, C).
 
-    `rows[u, n, (i, j)]` are the pixels x[n, i·s + u, j·s], …, x[n, i·s + u, j·s + kw - 1], side by side.
+    `rows[u, n, (i, j)]` are the pixels x[n, i·s + u, j·s], …, x[n, i·s + u, j·s + kw - 1], side by
+    side.
     """
     (kh, kw), (sh, sw), (n, h, _, c) = kernel, stride, x.shape
     windows = x

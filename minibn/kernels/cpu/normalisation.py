@@ -40,7 +40,8 @@ def normalise(x: np.ndarray, mean: np.ndarray, inverse: np.ndarray, gamma: np.nd
               beta: np.ndarray | None) -> np.ndarray:
     """`reference.normalise`, as `y = scale x + shift`, one scale and one shift per channel.
 
-    The rounding error is therefore proportional to |μ| / σ, as in PyTorch: about 2e-5 in float32 where that is 100.
+    The rounding error is therefore proportional to |μ| / σ, as in PyTorch: about 2e-5 in float32
+    where that is 100.
     """
     sets = _Sets(x)
     scale = inverse if gamma is None else inverse * gamma
@@ -87,8 +88,9 @@ def normalise_backward(dy: np.ndarray, x: np.ndarray, mean: np.ndarray, inverse:
 class _Sets:
     """x (B, R, G, S) seen as `rows` (B, R/k, k·G·S), whose last axis is long enough for fast loops.
 
-    A part of it is an index of two slices. Where there is one block, its rows are shared between parts; otherwise each
-    part has whole blocks. So `statistic[part[:1]]` is what belongs to a part, of a statistic (B, 1, k·G·S).
+    A part of it is an index of two slices. Where there is one block, its rows are shared between
+    parts; otherwise each part has whole blocks. So `statistic[part[:1]]` is what belongs to a part,
+    of a statistic (B, 1, k·G·S).
     """
 
     def __init__(self, x):

@@ -21,7 +21,8 @@ def correlate(x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair) 
 
 
 def _correlate_by_rows(x, w, height, width):
-    """Stride 1: each row of the kernel with each row of the image, and then the sum of those that belong together,
+    """Stride 1: each row of the kernel with each row of the image, and then the sum of those that
+    belong together,
 
         z[r, u] = patches(x[r]) @ W[u]        y[i] = Σ_u z[i + u, u]
 
@@ -46,8 +47,8 @@ def correlate_backward(dy: Array, x: Array, w: Array, stride: Pair, padding: Pai
 
 
 def _backward_by_dy(dy, x, w, stride, padding):
-    """Stride 1: an input pixel gets its gradient by a correlation of dy, with zeros around it, and W̄, the kernel turned
-    by 180° with its channels exchanged. The same patches of dy give dW:
+    """Stride 1: an input pixel gets its gradient by a correlation of dy, with zeros around it, and
+    W̄, the kernel turned by 180° with its channels exchanged. The same patches of dy give dW:
 
         dx = patches(dy) @ W̄        dW̄ = patches(dy)ᵀ x
     """

@@ -10,8 +10,9 @@ from minibn.backend import Array, Namespace, array_namespace, device, fuse
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function(xp, *arguments)`, called as `function(*arguments)`: one launch on CuPy.
 
-    The function may use operators and `xp`'s elementwise functions only, no shapes, since CuPy traces it. Arguments are
-    arrays, which are broadcast, Python floats, and None; results are an array or a tuple of arrays.
+    The function may use operators and `xp`'s elementwise functions only, no shapes, since CuPy
+    traces it. Arguments are arrays, which are broadcast, Python floats, and None; results are an
+    array or a tuple of arrays.
     """
     @cache
     def compiled(xp):

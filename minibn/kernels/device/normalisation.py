@@ -10,8 +10,8 @@ from minibn.kernels.device.sums import over_rows
 def moments(x: Array) -> tuple[Array, Array]:
     """`reference.moments`, by the corrected two-pass algorithm of `kernels.cpu.moments`.
 
-    The first mean m is that of a sixteenth of the rows. Since these are part of the set, `(m - μ)² <= 16 σ²`, so that
-    the correction costs no more than four bits of σ².
+    The first mean m is that of a sixteenth of the rows. Since these are part of the set,
+    `(m - μ)² <= 16 σ²`, so that the correction costs no more than four bits of σ².
     """
     rows, size = -(-x.shape[1] // 16), float(x.shape[1] * x.shape[3])
     first = _over_groups(over_rows(x[:, :rows, ...])) / float(rows * x.shape[3])

@@ -7,8 +7,8 @@ from minibn.kernels.device.fusion import ones
 def over_rows(x: Array) -> Array:
     """Sums over the rows of each block: (B, R, G, S) -> (B, 1, G, S).
 
-    Of one block, such as a whole batch, as a product with ones: matrix products keep the whole GPU busy, where a sum of
-    few columns would keep busy one processor per column.
+    Of one block, such as a whole batch, as a product with ones: matrix products keep the whole GPU
+    busy, where a sum of few columns would keep busy one processor per column.
     """
     xp = array_namespace(x)
     blocks, rows, groups, size = x.shape

@@ -1,10 +1,12 @@
 """Every operation in its plainest form: whole arrays, no chunks, no threads; the equation is the code.
 
-These are the files to read, and to step through inside `minibn.plain()`. The other implementations compute the same
-numbers faster and are tested against them. They use names of the array API standard only, so they run on every library.
+These are the files to read, and to step through inside `minibn.plain()`. The other implementations
+compute the same numbers faster and are tested against them. They use names of the array API
+standard only, so they run on every library.
 
-`f_backward` is given dy, the gradient of the loss with respect to the output of `f`, and returns the gradients with
-respect to the inputs of `f`. Arrays are channels last; sizes that come in pairs are (height, width). One file per topic:
+`f_backward` is given dy, the gradient of the loss with respect to the output of `f`, and returns
+the gradients with respect to the inputs of `f`. Arrays are channels last; sizes that come in pairs
+are (height, width). One file per topic:
 
     | linear        | products, sums and norms                     |
     | convolution   | convolutions                                 |

@@ -6,11 +6,13 @@ from minibn.backend import Array, array_namespace, device
 
 
 def causal_attention(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Attention of each position to itself and those before it; in each head, of rows q, k, v (T, D),
+    """Attention of each position to itself and those before it; in each head, of rows q, k, v (T,
+    D),
 
         S = q kᵀ / √D        A_ij = exp S_ij / Σ_{l ≤ i} exp S_il for j ≤ i, else 0        y = A v
 
-    Returns y, and A for `causal_attention_backward`. Query heads h R, …, h R + R - 1 share head h of k and v, R = H / G.
+    Returns y, and A for `causal_attention_backward`. Query heads h R, …, h R + R - 1 share head h
+    of k and v, R = H / G.
 
     Shapes: q, y (N, T, H, D), k and v (N, T, G, D), A (N, G, R, T, T).
     """
@@ -31,7 +33,8 @@ def causal_attention_backward(dy: Array, q: Array, k: Array, v: Array, a: Array)
 
         dv = Aᵀ dy      dA = dy vᵀ      dS_ij = A_ij (dA_ij - Σ_l dA_il A_il)      dq = dS k / √D      dk = dSᵀ q / √D
 
-    where query heads that share a head of k and v add to its gradient. Shapes as in `causal_attention`.
+    where query heads that share a head of k and v add to its gradient. Shapes as in
+    `causal_attention`.
     """
     xp = array_namespace(dy)
     rows, keys, values, d = by_head(q, k.shape[2]), by_head(k, k.shape[2]), by_head(v, k.shape[2]), by_head(dy, k.shape[2])

@@ -21,8 +21,8 @@ def embed(indices: Array, table: Array) -> Array:
 def embed_backward(dy: Array, indices: Array, rows: int) -> Array:
     """`dW = onehot(indices)ᵀ dy`: row v is the sum of dy over the places whose index is v. W has `rows` = V rows.
 
-    A product with zeros and ones, rather than additions in any order, so the result is the same in every run. It needs
-    an array of (number of indices) x V.
+    A product with zeros and ones, rather than additions in any order, so the result is the same in
+    every run. It needs an array of (number of indices) x V.
     """
     xp = array_namespace(dy, indices)
     every = xp.arange(rows, dtype=indices.dtype, device=device(indices))

@@ -28,8 +28,8 @@ def add(x: Array, y: Array) -> Array:
 def norm(arrays: Sequence[Array]) -> Array:
     """`√(Σ x²)` over all numbers of a list of arrays: a 0-d float64 array where they are (for NumPy, a float).
 
-    Squares are taken in float64, so that float32 weights of 1e38 do not overflow. Arrays 2^k times as large have a norm
-    of exactly 2^k times. Of no arrays it is 0.
+    Squares are taken in float64, so that float32 weights of 1e38 do not overflow. Arrays 2^k times
+    as large have a norm of exactly 2^k times. Of no arrays it is 0.
     """
     squares = []
     for x in arrays:

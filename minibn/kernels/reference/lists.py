@@ -18,8 +18,9 @@ def zeros_like(arrays: Sequence[Array]) -> list[Array]:
 def each(function: Callable[..., tuple[Array, ...]], *lists: Sequence[Array]) -> list[list[Array]]:
     """`function` of the first array of every list, of the second, …; the results as lists likewise.
 
-    The function must be elementwise: a number of its results depends on the numbers at that place only. Then it makes
-    no difference whether it is given array by array, or many at once as one long array.
+    The function must be elementwise: a number of its results depends on the numbers at that place
+    only. Then it makes no difference whether it is given array by array, or many at once as one
+    long array.
     """
     found = [function(*arrays) for arrays in zip(*lists, strict=True)]
     return [list(results) for results in zip(*found, strict=True)]

@@ -9,8 +9,8 @@ from minibn.kernels.reference.activation import zero
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     """`L = 1/N Σ_n (log Σ_k exp z_nk - z_{n, y_n})` and `dL/dz = (softmax(z) - onehot(y)) / N`.
 
-    The largest logit of each row is subtracted first, so no exponential overflows. A label that is not from 0 to K - 1
-    makes the loss and its row of the gradient NaN.
+    The largest logit of each row is subtracted first, so no exponential overflows. A label that is
+    not from 0 to K - 1 makes the loss and its row of the gradient NaN.
 
     Shapes: logits z (N, K), labels y (N,) integers; L 0-d, dL/dz (N, K).
     """
@@ -27,7 +27,8 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
 def logistic(scores: Array, labels: Array) -> tuple[Array, Array]:
     """`L = 1/N Σ_n log(1 + exp(-y_n s_n))` and `dL/ds_n = -y_n / (1 + exp(y_n s_n)) / N`.
 
-    Both are written with `logaddexp(0, ·)`, so no exponential overflows. A label that is not -1 or +1 gives NaN.
+    Both are written with `logaddexp(0, ·)`, so no exponential overflows. A label that is not -1 or
+    +1 gives NaN.
 
     Shapes: scores s (N,), labels y (N,) of the scores' dtype.
     """

@@ -8,8 +8,8 @@ from minibn.backend import Array, array_namespace
 def moments(x: Array) -> tuple[Array, Array]:
     """`μ = Σ x / M,  σ² = Σ (x - μ)² / M` of each set of M numbers.
 
-    Shapes: x (B, R, G, S): B blocks of R rows, G groups of S channels; a set is all rows of one block and all channels
-    of one group. μ and σ² (B, 1, G, 1).
+    Shapes: x (B, R, G, S): B blocks of R rows, G groups of S channels; a set is all rows of one
+    block and all channels of one group. μ and σ² (B, 1, G, 1).
     """
     xp = array_namespace(x)
     mean = xp.mean(x, axis=(1, 3), keepdims=True)
@@ -45,8 +45,9 @@ def normalise_backward(dy: Array, x: Array, mean: Array, inverse: Array, gamma: 
                        fixed: bool) -> tuple[Array, Array, Array]:
     """`dx = (dx̂ - Σ dx̂ / M - x̂ Σ dx̂ x̂ / M) / √(σ² + ε),  dγ = Σ dy x̂,  dβ = Σ dy`, with `dx̂ = γ dy`.
 
-    The sums with M run over a set, those of dγ and dβ over everything that shares a channel. `fixed`: μ and σ were
-    constants, as in evaluation mode, so that `dx = dx̂ / √(σ² + ε)`. Shapes as in `normalise`.
+    The sums with M run over a set, those of dγ and dβ over everything that shares a channel.
+    `fixed`: μ and σ were constants, as in evaluation mode, so that `dx = dx̂ / √(σ² + ε)`. Shapes
+    as in `normalise`.
     """
     xp = array_namespace(dy)
     xhat = (x - mean) * inverse
@@ -61,7 +62,8 @@ def normalise_backward(dy: Array, x: Array, mean: Array, inverse: Array, gamma: 
 def rms_normalise(x: Array, gain: Array | None, eps: float) -> tuple[Array, Array]:
     """`x̂ = x / √(Σ x² / C + ε),  y = g x̂`, each sum over the last axis; returns y and the inverse root.
 
-    Where all numbers of a row are 0 and ε is 0, y is 0. The inverse is NaN where Σ x² / C has left float range.
+    Where all numbers of a row are 0 and ε is 0, y is 0. The inverse is NaN where Σ x² / C has left
+    float range.
 
     Shapes: x, y (…, C); gain g (C,) or None; the inverse (…, 1).
     """
