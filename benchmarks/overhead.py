@@ -40,7 +40,7 @@ def imports(turns):
 
 
 def converters(count, turns):
-    """Steps a second of the conversions, and of making a Step at all."""
+    """Steps per second of the conversions, and of making a Step at all."""
     step = Step(0.1, **USUAL)
     streams = {
         "making a `Step`": lambda: (Step(0.1, 0.9, 5e-4) for _ in repeat(None)),
@@ -52,7 +52,7 @@ def converters(count, turns):
     }
     drain = {name: lambda make=make: deque(islice(make(), count), maxlen=0) for name, make in streams.items()}
     for name, seconds in bench.alternate(drain, turns).items():
-        yield [f"{name}, Steps a second", bench.spread(count / seconds, "{:,.0f}")]
+        yield [f"{name}, Steps per second", bench.spread(count / seconds, "{:,.0f}")]
 
 
 def sgd(turns, tensors=100, size=10_000, steps=20):
@@ -75,7 +75,7 @@ def sgd(turns, tensors=100, size=10_000, steps=20):
         optimizer = torch.optim.SGD(theirs, 0.1, **USUAL, foreach=True)
         contenders["PyTorch"] = lambda: [optimizer.step() for _ in range(steps)]
     seconds = bench.alternate(contenders, turns)
-    yield ["`SGD`, 10^6 parameters in 100 tensors, steps a second", bench.spread(steps / seconds["minibn"], "{:.0f}")]
+    yield ["`SGD`, 10^6 parameters in 100 tensors, steps per second", bench.spread(steps / seconds["minibn"], "{:.0f}")]
     if torch:
         yield ["the same, time of `torch.optim.SGD(foreach=True)` / minibn's",
                bench.spread(seconds["PyTorch"] / seconds["minibn"], "{:.2f}")]

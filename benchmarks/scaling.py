@@ -30,9 +30,9 @@ def main():
             first = first or np.median(cost)
             rows.append([f"{axis} {value}", f"{work(size):.2f}", bench.spread(seconds["minibn"] * 1e3), bench.spread(1 / cost),
                          f"{np.median(cost) / first:.2f}", bench.spread(seconds["PyTorch, NCHW"] / seconds["minibn"], "{:.2f}")])
-    header = ["", "GFLOP", "ms a step", "GFLOP/s", "cost of a GFLOP / first row's", "PyTorch, NCHW / minibn"]
+    header = ["", "GFLOP", "ms per step", "GFLOP/s", "cost of a GFLOP / first row's", "PyTorch, NCHW / minibn"]
     text = [bench.table(header, rows), "", f"Where not said otherwise: {', '.join(f'{k} {v}' for k, v in base.items())}.", "",
-            bench.table(["threads", "ms a step", "times as fast as one"], thread_rows(base, turns))]
+            bench.table(["threads", "ms per step", "times as fast as one"], thread_rows(base, turns))]
     bench.report("scaling", "\n".join(text), options)
 
 

@@ -51,9 +51,9 @@ def main():
         rows.append([name, bench.spread(values * 1e3, "{:.0f}"), images, ratio, memory.get(name, "-")])
     work = sum(6 * m * k * n for m, k, n in shapes)
     floor = np.median(seconds["bare matrix products"])
-    text = [bench.table(["", "ms a step", "images/s", "time / minibn's", "peak memory, MB (before the first step)"], rows), "",
+    text = [bench.table(["", "ms per step", "images/s", "time / minibn's", "peak memory, MB (before the first step)"], rows), "",
             f"A PreResNet-{size['depth']} of width {size['width']}, batch {size['batch']}, float32: {work / 1e9:.1f} GFLOP of "
-            f"matrix products a step. They alone run at {work / floor / 1e9:.0f} GFLOP/s here, minibn's whole step "
+            f"matrix products per step. They alone run at {work / floor / 1e9:.0f} GFLOP/s here, minibn's whole step "
             f"at {work / np.median(ours) / 1e9:.0f}: it takes {bench.spread(ours / seconds['bare matrix products'], '{:.2f}')} "
             "times as long as its products. In float64 it takes "
             f"{bench.spread(double['float64'] / double['float32'], '{:.2f}')} times as long as in float32. "

@@ -2,7 +2,7 @@
 
 The plain schedule would leave float32 within some ten thousand steps. The converter multiplies the
 weights by a power of two now and then (lr by its square, velocity by its inverse), which changes no
-other bit of training, and goes on for ever.
+other bit of training, and goes on without end.
 """
 
 # %%
@@ -49,7 +49,7 @@ right.set(xlabel="thousand steps", ylabel="learning rate", title="What is in the
 
 # %%
 finite = bool(np.isfinite(parameter.data).all()) and parameter.data.dtype == np.float32
-lab.claim("exponential schedules can run for ever in float32",
+lab.claim("exponential schedules can run without end in float32",
           f"{steps:,} steps, the learning rate grown to 10^{log_lr[-1]:,.0f}; held between {min(held):.2g} and {max(held):.2g} "
           f"by powers of two, weights finite: {finite}", finite and log_lr[-1] > 100 and max(held) < 2.0**70)
 lab.finish("09_beyond_float", __doc__, figure)

@@ -1,7 +1,7 @@
 """Equilibrium: weight decay and gradient steps balance at a predictable norm and angle per step.
 
 For gradients that are not correlated from step to step, |w|⁴ tends to ηG / (2λ(1-γ)) and the
-weights turn by sqrt(2ηλ / (1+γ)) a step, whatever the network and the data. The network learns
+weights turn by sqrt(2ηλ / (1+γ)) per step, whatever the network and the data. The network learns
 random labels here, so that its gradients stay noisy.
 """
 

@@ -1,7 +1,7 @@
 """A sweep: what counts is learning rate times weight decay.
 
 A grid of learning rates and weight decays, as `minibn sweep` runs it: each run a line of a file,
-from which a second start goes on. In equilibrium the weights turn by sqrt(2ηλ / (1+γ)) a step, so
+from which a second start goes on. In equilibrium the weights turn by sqrt(2ηλ / (1+γ)) per step, so
 settings with the same product of the two train alike: along the diagonals of the map.
 """
 

@@ -39,7 +39,7 @@ def size(full, quick):
     return quick if flags.quick else full
 
 
-SKIPPED = 77  # the exit status of a demo that lacks a library, by an old custom
+SKIPPED = 77  # the exit status of a demo that lacks a library, by convention
 
 
 def need(module, name, install):

@@ -2,7 +2,7 @@
 
 A network's activation is followed as `c^d · h + shifts`: a part h multiplied by c to the degree d,
 a linear form in the unknown exponents a_p, and biases that were added on the way, each with a
-degree of its own. A bias is one number a channel. As long as it stays so (through convolutions
+degree of its own. A bias is one number per channel. As long as it stays so (through convolutions
 without padding, pooling) a BatchNorm takes it away again with the mean, whatever its scale;
 elsewhere, as in a ReLU, it must scale like the rest: that is an equation between exponents. So is
 every sum of two branches, and the output, whose degree must be 0. `minibn.invariance` solves these
@@ -91,7 +91,7 @@ class Degree:
         return replace(self, form=higher(self.form), shifts=tuple((bias, higher(form)) for bias, form in self.shifts))
 
     def plus(self, bias: object) -> "Degree":
-        """The activation with `bias` (None: not), one number a channel, added."""
+        """The activation with `bias` (None: not), one number per channel, added."""
         if bias is None:
             return self
         name = self.walk.parameters[id(bias)]
