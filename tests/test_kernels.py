@@ -384,3 +384,14 @@ def test_torch_tensors_that_require_grad_are_detached():
     dx = net.backward(y)
     assert not any(array.requires_grad for array in (*net.arrays(), y, dx))
     assert backend.to_numpy(torch.ones(2, requires_grad=True)).sum() == 2
+
+
+def test_correlation_with_more_padding_than_a_kernel_reaches():
+    """The outermost outputs see zeros alone, so they have no part in the gradients."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((5, 4, 6, 2)), rng.standard_normal((2, 3, 2, 3))
+    dy = rng.standard_normal(reference.correlate(x, w, None, (1, 1), (3, 4)).shape)
+    with many_chunks():
+        found = cpu.correlate_backward(dy, x, w, (1, 1), (3, 4))
+    for ours, plain in zip(found, reference.correlate_backward(dy, x, w, (1, 1), (3, 4)), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-12)

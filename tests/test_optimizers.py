@@ -197,3 +197,10 @@ def test_numbers_of_numpy_do_not_change_the_dtype_of_weights():
 def test_steps_of_another_optimiser_are_refused():
     with pytest.raises(TypeError, match="AdamW needs a schedule of AdamStep; step 0 is LionStep"):
         AdamW([nn.Parameter(np.ones(2))], [LionStep(0.1)]).step()
+
+
+def test_lion_does_not_move_a_weight_without_a_gradient():
+    """The sign of 0 is 0."""
+    parameter = nn.Parameter(np.array([1.0, -2.0]))
+    Lion([parameter], [LionStep(0.1)]).step()
+    np.testing.assert_array_equal(parameter.data, [1.0, -2.0])
