@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
+import signal
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +18,11 @@ from hypothesis import HealthCheck, settings
 
 from minibn import backend, kernels
 from minibn.kernels.cpu import convolution, elementwise, normalisation, sequences
+
+# `nohup`, and shells in the background, have signals ignored: the tests that send some expect what a terminal gives
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # the fixture `library` stays the same from example to example
 settings.register_profile("minibn", deadline=None, max_examples=40,
