@@ -9,8 +9,8 @@ NORMS = {
     "group": lambda channels, **kw: nn.GroupNorm(2 if channels % 2 == 0 else 1, channels, **kw),
 }
 
-# Each is called as NETWORKS[name](norm=…, eps=…, rng=…, dtype=…), for images (N, 8, 8,
-# in_channels).
+# Each is called as NETWORKS[name](norm=…, eps=…, rng=…, dtype=…), for images
+# (N, 8, 8, in_channels).
 NETWORKS = {
     "mlp": lambda in_channels=1, **kw: models.mlp((6, 8), in_features=64 * in_channels, **kw),
     "vgg": lambda in_channels=1, **kw: models.vgg((4, "M", 6), in_channels=in_channels, **kw),

@@ -55,7 +55,7 @@ BROKEN_LION = {
     "beta1 unchanged": ("LionStep(lr, beta1, beta2)", "LionStep(lr, step.beta1, beta2)"),
     "beta2 unchanged": ("LionStep(lr, beta1, beta2)", "LionStep(lr, beta1, step.beta2)"),
     "P for P'": ("step.lr / after if", "step.lr / scale if"),
-    "c of the new mean": ("share = step.beta1 * a / c", "share = step.beta1 * a / _restated(step.beta2, a, c)[0]"),
+    "c of the new mean": ("share = step.beta1 * a / c", "share = step.beta1 * a / beta_without_decay(step.beta2, a, c)[0]"),
     "c forgotten": ("LionFrame(after, scale, c, t", "LionFrame(after, scale, 1.0, t"),
     "P of the wrong step": ("LionFrame(after, scale,", "LionFrame(after, after,"),
 }

@@ -31,6 +31,7 @@ from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
 from minibn.backend import Array
+from minibn.equivalence.decoupled import beta_with_decay, beta_without_decay, in_range, kept
 from minibn.optim import AdamStep
 
 
@@ -149,7 +150,7 @@ def adam_exponential(lr: float, weight_decay: float, beta1: float = 0.9, beta2: 
         >>> round(steps[999].lr / steps[998].lr * (1 - 1e-4), 12), steps[0].beta1 / 0.9  # growth 1/a; β1 a
         (1.0, 0.9999)
     """
-    a = _keep(AdamStep(lr, beta1, beta2, eps, weight_decay), 0)
+    a = kept(AdamStep(lr, beta1, beta2, eps, weight_decay), 0)
     b1, b2 = beta1 * a, beta2 * a**2
     c, d = (1 - b1) / (1 - beta1), (1 - b2) / (1 - beta2)
 
@@ -169,15 +170,12 @@ def adam_exponential(lr: float, weight_decay: float, beta1: float = 0.9, beta2: 
 def remove_adam_step(step: AdamStep, frame: AdamFrame) -> tuple[AdamStep, AdamFrame]:
     """One step of `adam_without_decay`: (`AdamStep`, frame) -> (converted AdamStep, frame after it)."""
     scale, previous, c, d, t = frame
-    after = _keep(step, t) * scale
+    after = kept(step, t) * scale
     a = scale / previous
-    c, beta1 = _restated(step.beta1, a, c)
-    d, beta2 = _restated(step.beta2, a**2, d)
+    c, beta1 = beta_without_decay(step.beta1, a, c)
+    d, beta2 = beta_without_decay(step.beta2, a**2, d)
     r, ratio = _corrections((step.beta1, step.beta2), (beta1, beta2), c, d, t + 1)
-    lr = step.lr / after * ratio if after else inf
-    if not isfinite(lr):
-        raise OverflowError(f"step {t}: the converted learning rate has left float range (the weights would be {scale:.3g} times "
-                            "smaller with weight decay); use equivalence.undecayed(optimizer), which rescales the weights")
+    lr = in_range(step.lr / after * ratio if after else inf, scale, t)
     return AdamStep(lr, beta1, beta2, r * scale * step.eps), AdamFrame(after, scale, c, d, t + 1)
 
 
@@ -193,36 +191,15 @@ def add_adam_step(step: AdamStep, frame: AdamFrame, weight_decay: float) -> tupl
     if step.weight_decay:
         raise ValueError(f"step {t} already has weight_decay={step.weight_decay}: apply adam_without_decay first")
     a = scale / previous
-    c, beta1 = _given(step.beta1, a, c)
-    d, beta2 = _given(step.beta2, a**2, d)
+    c, beta1 = beta_with_decay(step.beta1, a, c)
+    d, beta2 = beta_with_decay(step.beta2, a**2, d)
     r, ratio = _corrections((beta1, beta2), (step.beta1, step.beta2), c, d, t + 1)
     s = step.lr / ratio
     restated = AdamStep(s * scale / (1 + s * scale * weight_decay), beta1, beta2, step.eps / (r * scale), weight_decay)
-    return restated, AdamFrame(_keep(restated, t) * scale, scale, c, d, t + 1)
-
-
-def _restated(beta, a, factor):
-    """(c', β̃) from β, a and c."""
-    new = 1 / ((1 - beta) + beta * a / factor)
-    return new, max(0.0, 1 - new * (1 - beta))  # rounding must not leave a β̃ of 0 below it
-
-
-def _given(beta, a, factor):
-    """(c', β) from β̃, a and c: the inverse of `_restated`."""
-    new = (1 - beta) + beta * factor / a
-    return new, beta * factor / (a * new)
+    return restated, AdamFrame(kept(restated, t) * scale, scale, c, d, t + 1)
 
 
 def _corrections(betas, converted, c, d, q):
     """(r, (r/c) (1 - β̃1^q) / (1 - β1^q)) for (β1, β2), (β̃1, β̃2)."""
     r = sqrt(d * (1 - betas[1] ** q) / (1 - converted[1] ** q))
     return r, r / c * (1 - converted[0] ** q) / (1 - betas[0] ** q)
-
-
-def _keep(step, t):
-    """1 - η λ, which must be above 0."""
-    keep = 1 - step.shrink
-    if keep <= 0:
-        raise ValueError(f"step {t} cannot be converted: its weight decay would carry the weights through zero, multiplying "
-                         f"them by {keep:.4g}. lr * weight_decay must be below 1; lower one of them ({step})")
-    return keep

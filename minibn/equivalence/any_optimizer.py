@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from minibn.backend import Array
+from minibn.equivalence.decoupled import kept
 from minibn.equivalence.streams import _check_band, power_of_two
 from minibn.optim import Optimizer, Step, StepNumbers
 
@@ -215,10 +216,7 @@ def reframe(step: S, scale: float, weight_decay: float = 0.0, t: int = 0) -> tup
         >>> reframe(LionStep(0.1, weight_decay=2.0), 0.5)
         (LionStep(lr=0.25, beta1=0.9, beta2=0.99, weight_decay=0.0), 0.4)
     """
-    keep = 1 - step.shrink
-    if keep <= 0:
-        raise ValueError(f"step {t} cannot be converted: its weight decay would carry the weights through zero, multiplying "
-                         f"them by {keep:.4g}. lr * weight_decay must be below 1; lower one of them ({step})")
+    keep = kept(step, t)
     s = step.lr / (scale * keep) if scale * keep else inf
     lr = s / (1 + s * weight_decay)
     if not isfinite(lr):

@@ -23,11 +23,11 @@ one. `undecayed` converts Muon exactly.
 
 from collections.abc import Iterable, Iterator
 from itertools import repeat
-from math import inf, isfinite
+from math import inf
 from typing import NamedTuple
 
 from minibn.backend import Array
-from minibn.equivalence.adam import _given, _keep, _restated
+from minibn.equivalence.decoupled import beta_with_decay, beta_without_decay, in_range, kept
 from minibn.optim import LionStep
 
 
@@ -121,15 +121,12 @@ def lion_with_decay(schedule: Iterable[LionStep], weight_decay: float | Iterable
 def remove_lion_step(step: LionStep, frame: LionFrame) -> tuple[LionStep, LionFrame]:
     """One step of `lion_without_decay`: (`LionStep`, frame) -> (converted LionStep, frame after it)."""
     scale, previous, c, t = frame
-    after = _keep(step, t) * scale
+    after = kept(step, t) * scale
     a = scale / previous
     share = step.beta1 * a / c
     beta1 = share / (share + 1 - step.beta1)
-    c, beta2 = _restated(step.beta2, a, c)
-    lr = step.lr / after if after else inf
-    if not isfinite(lr):
-        raise OverflowError(f"step {t}: the converted learning rate has left float range (the weights would be {scale:.3g} times "
-                            "smaller with weight decay); use equivalence.undecayed(optimizer), which rescales the weights")
+    c, beta2 = beta_without_decay(step.beta2, a, c)
+    lr = in_range(step.lr / after if after else inf, scale, t)
     return LionStep(lr, beta1, beta2), LionFrame(after, scale, c, t + 1)
 
 
@@ -146,7 +143,7 @@ def add_lion_step(step: LionStep, frame: LionFrame, weight_decay: float) -> tupl
     a = scale / previous
     share = step.beta1 * c / a
     beta1 = share / (share + 1 - step.beta1)
-    c, beta2 = _given(step.beta2, a, c)
+    c, beta2 = beta_with_decay(step.beta2, a, c)
     s = step.lr * scale
     restated = LionStep(s / (1 + s * weight_decay), beta1, beta2, weight_decay)
-    return restated, LionFrame(_keep(restated, t) * scale, scale, c, t + 1)
+    return restated, LionFrame(kept(restated, t) * scale, scale, c, t + 1)
