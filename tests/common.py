@@ -1,4 +1,6 @@
-"""What several test files train and normalise with: every normalisation, and every network of `minibn.models`, small."""
+"""What several test files use: every normalisation, every network of `minibn.models`, small, and code with a line broken."""
+
+import inspect
 
 from minibn import models, nn
 
@@ -20,3 +22,11 @@ NETWORKS = {
 
 # An MLP's rows have one number per channel: InstanceNorm would normalise each of them alone.
 PAIRS = [(network, norm) for network in NETWORKS for norm in NORMS if (network, norm) != ("mlp", "instance")]
+
+
+def broken(module, name, old, new):
+    """The function or class `name` of a module with `old`, which stands once in its source, replaced by `new`."""
+    source = inspect.getsource(getattr(module, name))
+    assert source.count(old) == 1
+    exec(source.replace(old, new), vars(module), scope := {})
+    return scope[name]

@@ -48,6 +48,15 @@ def checkpointed(reentrant):
     return step
 
 
+def test_a_capturable_optimizer():
+    """Without a GPU torch takes `capturable` in a compiled step alone; SGD has no such option."""
+    torch._dynamo.reset()
+    lr = torch.tensor(0.02, dtype=torch.float64)
+    _, converted = same_with_the_line(kind="adamw", lr=lr, capturable=True, train={"steps": 40, "step": compiled_step})
+    assert converted.group["capturable"]
+    assert converted.handle.ratio(converted.group) < 0.95
+
+
 @kinds
 @pytest.mark.parametrize("step", [compiled_step, compiled_model, checkpointed(False), checkpointed(True)],
                          ids=["compiled step", "compiled model", "checkpoint", "reentrant checkpoint"])

@@ -184,8 +184,8 @@ def add_adam_step(step: AdamStep, frame: AdamFrame, weight_decay: float) -> tupl
 
     The equations at the top of this file, solved for the numbers of AdamW.
     c' = (1 - β̃1) / (1 - β1) and β̃1 = c' β1 a / c give c' = (1 - β̃1) + β̃1 c / a, and β1; d' and
-    β2 likewise with a². The last equation gives s = η / P', and with P' = (1 - η λ) P that is η = s
-    P / (1 + s P λ).
+    β2 likewise with a². The last equation gives s = η / P', and with P' = (1 - η λ) P that is
+    η = s P / (1 + s P λ).
     """
     scale, previous, c, d, t = frame
     if step.weight_decay:
