@@ -33,10 +33,14 @@ LOOKS = {"step": ("step decay, weight decay", "#000000", "-"), "texp++": ("TEXP+
          "no-decay": ("step decay, no weight decay", "#0072b2", "-"), "constant": ("constant lr, weight decay", "#000000", "-"),
          "exponential": ("growing lr, no weight decay", "#e69f00", "-"), "texp--": ("TEXP--: no instant drop", "#0072b2", "-"),
          "instant-drop": ("instant drops only", "#0072b2", "-"), "cosine": ("cosine, weight decay", "#000000", "-"),
-         "cosine-converted": ("its counterpart, no weight decay", "#e69f00", "-")}
+         "cosine-converted": ("its counterpart, no weight decay", "#e69f00", "-"),
+         "adamw": ("AdamW, step decay, weight decay", "#000000", "-"),
+         "adamw-converted": ("its counterpart, no weight decay", "#e69f00", "-"),
+         "adamw-no-decay": ("AdamW, step decay, no weight decay", "#0072b2", "-")}
 LOSS, ERROR = "training loss of the epoch", "test error of the epoch [%]"
-LR, NORM, EFFECTIVE, ANGLE = "learning rate", "norm of the weights |w|", "effective lr, lr / |w|²", "angle turned per step [rad]"
-COLUMNS = {LR: "lr", NORM: "norm", EFFECTIVE: "effective_lr", ANGLE: "angle"}  # of the steps' file
+LR, NORM, ANGLE = "learning rate", "norm of the weights |w|", "angle turned per step [rad]"
+EFFECTIVE, ADAMS = "effective lr, lr / |w|²", "effective lr, lr / |w|"
+COLUMNS = {LR: "lr", NORM: "norm", EFFECTIVE: "effective_lr", ADAMS: "effective_lr", ANGLE: "angle"}  # of the steps' file
 PICTURES = {  # file: (schedules, the two that it compares first; panels)
     "constant": (["constant", "exponential"], [LR, NORM, EFFECTIVE, LOSS]),
     "step": (["step", "texp++", "texp", "disturbed"], [LR, EFFECTIVE, LOSS, ERROR]),
@@ -44,6 +48,7 @@ PICTURES = {  # file: (schedules, the two that it compares first; panels)
     "texp--": (["texp++", "texp--"], [LR, EFFECTIVE, LOSS, ERROR]),
     "cosine": (["cosine", "cosine-converted"], [LR, EFFECTIVE, LOSS, ERROR]),
     "no-decay": (["step", "no-decay", "texp++"], [NORM, EFFECTIVE, LOSS, ERROR]),
+    "adamw": (["adamw", "adamw-converted", "adamw-no-decay"], [LR, ADAMS, LOSS, ERROR]),
 }
 
 

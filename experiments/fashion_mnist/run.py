@@ -28,15 +28,21 @@ from minibn.history import History
 PAPER: dict[str, Any]
 PAPER = {"data": "fashion-mnist", "depth": 14, "affine": False, "fixed": True, "eps": 0.0, "batch": 128, "epochs": 15,
          "milestones": [8, 12], "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "dtype": "float32"}
+# AdamW shrinks the weights by 1 - lr λ per step, SGD by nearly 1 - lr λ / (1 - momentum): these numbers make both equal
+ADAMW: dict[str, Any]
+ADAMW = {"schedule": "step", "optimizer": "adamw", "lr": 1e-3, "momentum": None, "weight_decay": 0.5}
 RUNS: dict[str, dict[str, Any]]  # name: what differs from PAPER; `disturbed` is explained at `Disturbed`
 RUNS = {
     "step": {"schedule": "step"},
     "texp++": {"schedule": "texp++"},
-    "no-decay": {"schedule": "step", "weight_decay": 0.0},
     "disturbed": {"schedule": "step", "disturbed": True},
-    "texp": {"schedule": "texp"},
+    "no-decay": {"schedule": "step", "weight_decay": 0.0},
+    "adamw": ADAMW,
+    "adamw-converted": {**ADAMW, "convert": True},
     "cosine": {"schedule": "cosine"},
     "cosine-converted": {"schedule": "cosine", "convert": True},
+    "texp": {"schedule": "texp"},
+    "adamw-no-decay": {**ADAMW, "weight_decay": 0.0},
     "constant": {"schedule": "constant"},
     "exponential": {"schedule": "exponential"},
     "texp--": {"schedule": "texp--"},
