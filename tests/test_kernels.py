@@ -254,6 +254,26 @@ def test_moments_are_accurate_where_the_mean_is_large(implementation, ratio):
     assert ratio < 1e4 or np.abs(naive / exact.var(axis=1) - 1).max() > 0.1
 
 
+@pytest.mark.parametrize("implementation", [reference, cpu, device])
+def test_moments_are_accurate_where_the_first_rows_are_far_from_the_others(implementation):
+    """A first mean of the first rows alone is then as wrong as it can be, √15 standard deviations."""
+    x = np.random.default_rng(0).standard_normal((1, 4000, 2, 1)).astype("float32")
+    x[:, :250] += 1e4
+    exact = x.astype("float64")
+    mean, var = implementation.moments(x)
+    np.testing.assert_allclose(mean, exact.mean(axis=1, keepdims=True), atol=1e-5 * exact.std())
+    np.testing.assert_allclose(var, exact.var(axis=1, keepdims=True), rtol=5e-5)
+
+
+def test_an_infinite_or_missing_number_gives_no_warning_and_no_finite_moments():
+    for value in (np.inf, np.nan):
+        x = np.zeros((1, 320, 2, 1), "float32")
+        x[0, -1, 0] = value
+        mean, var = cpu.moments(x)
+        assert not np.isfinite([mean[0, 0, 0, 0], var[0, 0, 0, 0]]).any()
+        assert mean[0, 0, 1, 0] == var[0, 0, 1, 0] == 0
+
+
 @pytest.mark.parametrize("first_mean", [1.0, 1 + 1e-4])
 def test_the_second_pass_corrects_an_inexact_first_mean(first_mean, monkeypatch):
     """The corrected two-pass algorithm does not need an exact m."""
