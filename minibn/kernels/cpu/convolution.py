@@ -46,8 +46,8 @@ def _backward_by_rows(dy, x, w, stride, padding, dx):
     kh, kw, channels, outputs = w.shape
     n, height, width, _ = x.shape
     around = kh - 1 - padding[0], kw - 1 - padding[1]
-    down, across = (slice(max(-a, 0), size - max(-a, 0)) for a, size in zip(around, dy.shape[1:3], strict=True))
-    dy = pad(dy[:, down, across], (max(around[0], 0), max(around[1], 0)))
+    top, left = (max(-a, 0) for a in around)  # outputs before these see zeros alone
+    dy = pad(dy[:, top:, left:], (max(around[0], 0), max(around[1], 0)))
     rows = kernel_rows(dy, (kh, kw), stride, height, width)
     multiply_rows(rows, np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3)), dx)
     stack = n if height * width > FEW else 1
