@@ -260,7 +260,7 @@ class Conversion:
     # ---- the script's own form ----
 
     def original(self) -> AbstractContextManager[None]:
-        """In `with handle.original():` the model has the script's own weights and running averages, for averaging, export and logs.
+        """In `with handle.original():` the model has the script's own weights and running averages: for exports, averages, logs.
 
         What you write into the weights inside is kept. So load or re-initialise converted weights
         there.
