@@ -1,10 +1,10 @@
 """Chunks of work, the threads that share them, and the memory that they reuse."""
 
 import ctypes
-import itertools
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -173,10 +173,14 @@ def map_chunks(function: Callable[[slice], Any], length: int, bytes_per_item: in
     slices = [slice(i * length // count, (i + 1) * length // count) for i in range(count)]
     results: list = [None] * count
     failed: list[int] = []
-    tickets = itertools.count()
+    waiting = deque(range(count))  # a deque is safe between threads, also in a Python without the interpreter's lock
 
     def work():
-        while (i := next(tickets)) < count and not failed:  # a free thread takes the next chunk; `next` holds the GIL
+        while waiting and not failed:
+            try:
+                i = waiting.popleft()
+            except IndexError:  # another thread took the last chunk
+                return
             try:
                 results[i] = function(slices[i])
             except BaseException:
