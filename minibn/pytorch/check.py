@@ -14,13 +14,13 @@ class Check(NamedTuple):
     """Largest differences of the losses of three runs from the same point, over some steps.
 
     The control is the original run with its weights disturbed by one rounding. Some networks
-    magnify any difference, and there the conversion cannot be told from the control.
+    magnify any difference. In these, the conversion cannot be distinguished from the control.
 
     Attributes:
         gap: |converted - original|.
         control: |control - original|.
         between: |converted - control|.
-        steps: how many.
+        steps: number of steps.
     """
 
     gap: float

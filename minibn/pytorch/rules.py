@@ -134,7 +134,7 @@ class Decoupled:
             group |= {key: value for key, value in part.items() if key not in SCRIPTS and value is not given.get(key, group)}
 
     def complete(self, moves: list[Move]) -> bool:
-        """After a step that was broken off: nothing of it is left."""
+        """After a step that was interrupted: it is undone."""
         if self.saved is not None:
             self.optimizer.param_groups[:], self.saved = self.saved, None
             for move in moves:
