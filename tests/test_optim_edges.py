@@ -1,6 +1,7 @@
 """Optimisers at their edges: formulas without another library, what is not computed, where arrays are, what is drawn."""
 
 import math
+from dataclasses import replace
 from itertools import count, islice, repeat
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from test_optimizers import KINDS, assert_same_paths, by_singular_values, path, random_adam_steps
 
 from minibn import backend, nn
-from minibn.equivalence import decayed, scale_after, undecayed
+from minibn.equivalence import Reframed, converted_for, decayed, scale_after, undecayed
 from minibn.optim import SGD, AdamW, Lion, LionStep, Muon, MuonStep, Step, sgd
 from minibn.optim import muon as muon_file
 
@@ -114,22 +115,30 @@ def test_gradients_are_set_to_zero(kind):
     assert weights[0].grad is not weights[1].grad
 
 
-def test_a_state_that_was_left_in_another_library_is_noticed(library):
+@pytest.fixture
+def elsewhere():
+    """NumPy's arrays moved to a second library, on its second device."""
+    xp = pytest.importorskip("array_api_strict", reason="the standard's own library: pip install -e '.[test]'")
+    return lambda x: xp.asarray(x, device=xp.Device("device1"))
+
+
+def test_a_state_that_was_left_in_another_library_is_noticed(elsewhere):
     weights = [nn.Parameter(np.ones(2)) for _ in range(2)]
     adam = AdamW(weights, [])
     assert adam.is_where_its_parameters_are()
+    weights[1].data = elsewhere(weights[1].data)
+    assert not adam.is_where_its_parameters_are()
+    assert not undecayed(adam).is_where_its_parameters_are()
+    adam.mean[1] = elsewhere(np.zeros(2))
+    assert not adam.is_where_its_parameters_are()
+    adam.square[1] = elsewhere(np.zeros(2))
+    assert adam.is_where_its_parameters_are()
     assert undecayed(adam).is_where_its_parameters_are()
-    if library.name != "numpy":
-        weights[1].data = library.array(weights[1].data)
-        assert not adam.is_where_its_parameters_are()
-        assert not undecayed(adam).is_where_its_parameters_are()
-        adam.mean[1], adam.square[1] = library.array(np.zeros(2)), library.array(np.zeros(2))
-        assert adam.is_where_its_parameters_are()
 
 
-def test_a_state_is_loaded_from_arrays_of_another_library_and_dtype(library):
+def test_a_state_is_loaded_from_arrays_of_another_library_and_dtype(elsewhere):
     """They become arrays of the parameters' library and dtype, and copies."""
-    state = {"steps": np.int64(2), "velocity": [library.array(np.full(2, 5.0))]}
+    state = {"steps": np.int64(2), "velocity": [elsewhere(np.full(2, 5.0))]}
     one = SGD([nn.Parameter(np.ones(2, "float32"))], repeat(Step(0.1)))
     one.load_state_dict(state)
     assert (type(one.velocity[0]), one.velocity[0].dtype, one.steps) == (np.ndarray, np.float32, 2)
@@ -184,3 +193,15 @@ def test_a_converted_optimiser_is_where_the_given_one_stood():
     assert decayed(given, 0.5).band == 2.0**32
     assert backend.dtype_name(run.arrays()["mean/0"]) == "float64"
     assert list(islice(run.as_taken([LionStep(0.5, weight_decay=0.5)]), 1)) == [LionStep(0.5 / 0.75)]
+
+
+@pytest.mark.parametrize("band", [2.0, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_band_reaches_the_converted_optimiser(kind, band):
+    make, step = KINDS[kind]
+    schedule = repeat(replace(step, **{"shrink" if kind == "sgd" else "weight_decay": 0.9}))
+    run = converted_for([nn.Parameter(np.ones((2, 2)))], schedule, band=band)
+    if kind != "sgd":
+        assert (type(run), run.band, type(run.optimizer)) == (Reframed, band, make)
+    else:
+        assert any(run.draw().rescale != 1 for _ in range(4)) == (band is not None)
