@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernels import CASES, cases
+from test_kernels import CASES, assert_equal, cases
 
 from minibn.kernels import cpu, device, reference
 
@@ -36,6 +36,50 @@ def test_every_kernel_keeps_the_dtype_of_its_arrays(name, implementation, data):
 @IMPLEMENTATIONS
 def test_a_gradient_at_the_kink_of_relu_is_zero(implementation):
     np.testing.assert_array_equal(implementation.relu_backward(np.ones(3), np.array([-1.0, 0.0, 2.0])), [0, 0, 1])
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_the_reference_computes_where_its_arrays_are(name, data):
+    """In a library that knows the standard alone, on its second device: nothing is made on the first, or by NumPy."""
+    xp = pytest.importorskip("array_api_strict", reason="the standard's own library: pip install -e '.[test]'")
+    there, arguments = xp.Device("device1"), data.draw(cases(name))
+
+    def moved(argument):
+        if isinstance(argument, list):
+            return [moved(one) for one in argument]
+        return xp.asarray(argument, device=there) if isinstance(argument, np.ndarray) else argument
+
+    def places(result):
+        return set().union(*map(places, result)) if isinstance(result, list | tuple) else {(type(result), result.device)}
+
+    def back(result):
+        if isinstance(result, list | tuple):
+            return list(map(back, result))
+        return np.asarray(result.to_device(xp.Device("CPU_DEVICE")))
+
+    found = getattr(reference, name)(*map(moved, arguments))
+    assert places(found) == {(type(xp.zeros(1)), there)}
+    assert_equal(back(found), getattr(reference, name)(*arguments))
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_class_that_is_none_gives_no_number(implementation, label):
+    """The loss is NaN, and of its gradient the row with that label alone."""
+    loss, gradient = implementation.cross_entropy(np.ones((2, 3)), np.array([0, label]))
+    assert np.isnan(loss)
+    np.testing.assert_allclose(gradient[0], [-1 / 3, 1 / 6, 1 / 6])
+    assert np.isnan(gradient[1]).all()
+
+
+@IMPLEMENTATIONS
+def test_a_sign_that_is_none_gives_no_number(implementation):
+    with np.errstate(invalid="ignore"):
+        loss, gradient = implementation.logistic(np.ones(3), np.array([1.0, 0.0, -1.0]))
+    assert np.isnan(loss)
+    assert np.isnan(gradient).tolist() == [False, True, False]
 
 
 # ---- how much of an array a chunk is ----

@@ -1,6 +1,8 @@
 """Optimisers at their edges: formulas without another library, what is not computed, where arrays are, what is drawn."""
 
+import inspect
 import math
+from dataclasses import astuple, replace
 from itertools import count, islice, repeat
 
 import numpy as np
@@ -8,7 +10,20 @@ import pytest
 from test_optimizers import KINDS, assert_same_paths, by_singular_values, path, random_adam_steps
 
 from minibn import backend, nn
-from minibn.equivalence import decayed, scale_after, undecayed
+from minibn.equivalence import (
+    Reframed,
+    adam_exponential,
+    add_weight_decay,
+    any_optimizer,
+    converted_for,
+    decayed,
+    frame_after,
+    remove_weight_decay,
+    scale_after,
+    streams,
+    undecayed,
+)
+from minibn.invariance import Probe, probe
 from minibn.optim import SGD, AdamW, Lion, LionStep, Muon, MuonStep, Step, sgd
 from minibn.optim import muon as muon_file
 
@@ -114,22 +129,30 @@ def test_gradients_are_set_to_zero(kind):
     assert weights[0].grad is not weights[1].grad
 
 
-def test_a_state_that_was_left_in_another_library_is_noticed(library):
+@pytest.fixture
+def elsewhere():
+    """NumPy's arrays moved to a second library, on its second device."""
+    xp = pytest.importorskip("array_api_strict", reason="the standard's own library: pip install -e '.[test]'")
+    return lambda x: xp.asarray(x, device=xp.Device("device1"))
+
+
+def test_a_state_that_was_left_in_another_library_is_noticed(elsewhere):
     weights = [nn.Parameter(np.ones(2)) for _ in range(2)]
     adam = AdamW(weights, [])
     assert adam.is_where_its_parameters_are()
+    weights[1].data = elsewhere(weights[1].data)
+    assert not adam.is_where_its_parameters_are()
+    assert not undecayed(adam).is_where_its_parameters_are()
+    adam.mean[1] = elsewhere(np.zeros(2))
+    assert not adam.is_where_its_parameters_are()
+    adam.square[1] = elsewhere(np.zeros(2))
+    assert adam.is_where_its_parameters_are()
     assert undecayed(adam).is_where_its_parameters_are()
-    if library.name != "numpy":
-        weights[1].data = library.array(weights[1].data)
-        assert not adam.is_where_its_parameters_are()
-        assert not undecayed(adam).is_where_its_parameters_are()
-        adam.mean[1], adam.square[1] = library.array(np.zeros(2)), library.array(np.zeros(2))
-        assert adam.is_where_its_parameters_are()
 
 
-def test_a_state_is_loaded_from_arrays_of_another_library_and_dtype(library):
+def test_a_state_is_loaded_from_arrays_of_another_library_and_dtype(elsewhere):
     """They become arrays of the parameters' library and dtype, and copies."""
-    state = {"steps": np.int64(2), "velocity": [library.array(np.full(2, 5.0))]}
+    state = {"steps": np.int64(2), "velocity": [elsewhere(np.full(2, 5.0))]}
     one = SGD([nn.Parameter(np.ones(2, "float32"))], repeat(Step(0.1)))
     one.load_state_dict(state)
     assert (type(one.velocity[0]), one.velocity[0].dtype, one.steps) == (np.ndarray, np.float32, 2)
@@ -184,3 +207,67 @@ def test_a_converted_optimiser_is_where_the_given_one_stood():
     assert decayed(given, 0.5).band == 2.0**32
     assert backend.dtype_name(run.arrays()["mean/0"]) == "float64"
     assert list(islice(run.as_taken([LionStep(0.5, weight_decay=0.5)]), 1)) == [LionStep(0.5 / 0.75)]
+
+
+@pytest.mark.parametrize("band", [2.0, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_band_reaches_the_converted_optimiser(kind, band):
+    make, step = KINDS[kind]
+    schedule = repeat(replace(step, **{"shrink" if kind == "sgd" else "weight_decay": 0.9}))
+    run = converted_for([nn.Parameter(np.ones((2, 2)))], schedule, band=band)
+    if kind != "sgd":
+        assert (type(run), run.band, type(run.optimizer)) == (Reframed, band, make)
+    else:
+        assert any(run.draw().rescale != 1 for _ in range(4)) == (band is not None)
+
+
+@pytest.mark.parametrize(("scale", "rescale"), [(2.0, 1.0), (0.5, 1.0), (2.1, 2.0), (0.4, 0.25)])
+def test_at_the_edge_of_the_band_nothing_is_rescaled(scale, rescale):
+    step, frame = streams.remove_step(Step(0.1), streams.Frame(scale), 2.0)
+    assert (step.rescale, frame.scale) == (rescale, scale / rescale)
+    run = undecayed(Lion([nn.Parameter(np.ones(2))], [LionStep(0.1)]), band=2.0)
+    run.scale = scale
+    run.step()
+    assert run.scale == scale / rescale
+
+
+def test_the_update_is_tried_once_and_only_where_there_is_decay(monkeypatch):
+    tried = []
+    monkeypatch.setattr(any_optimizer, "_check_decoupled", lambda optimizer, step: tried.append(step))
+    steps = [LionStep(0.1), LionStep(0.1, weight_decay=0.5), LionStep(0.1, weight_decay=0.25)]
+    run = undecayed(Lion([nn.Parameter(np.ones(2))], steps))
+    for _ in steps:
+        run.step()
+    assert tried == steps[1:2]
+
+
+U, ONE = np.random.default_rng(0).standard_normal((3, 4)), LionStep(0.1, weight_decay=0.5)
+DEFAULTS = [  # a function, its arguments, and what of its result is compared
+    (muon_file.orthogonal, (1e-7 * U,), np.ndarray.tolist),
+    (adam_exponential, (1e-3, 0.1), lambda steps: list(islice(steps, 3))),
+    (undecayed, (Lion([nn.Parameter(np.ones(2))], []),), lambda run: run.band),
+    (decayed, (Lion([nn.Parameter(np.ones(2))], []), 0.5), lambda run: run.band),
+    (any_optimizer.reframe, (ONE, 0.5), None),
+    (streams.remove_step, (Step(0.1, weight_decay=0.5), streams.Frame(1e-30)), None),
+    (streams.add_step, (Step(0.1), streams.Frame(0.5), 0.5), None),
+    (remove_weight_decay, (repeat(Step(1.0, weight_decay=0.9)),), lambda steps: [s.rescale for s in islice(steps, 30)]),
+    (frame_after, ([Step(1.0, weight_decay=0.9)] * 30, 30), None),
+    (add_weight_decay, ([Step(0.1)], 0.5), list),
+    (probe, (lambda p: (p["a"] * p["b"], {"a": p["b"], "b": p["a"]}), {"a": np.ones(()), "b": 2 * np.ones(())}), None),
+    (Probe(0.0, 0.0, 1.0000001e-6).is_scale_invariant, (), None), (Probe(1e-6, 1e-6, 1e-6).is_scale_invariant, (), None),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments", "seen"), DEFAULTS)
+def test_what_is_left_out_is_what_the_signature_says(function, arguments, seen):
+    given = {name: p.default for name, p in inspect.signature(function).parameters.items() if p.default is not p.empty}
+    assert given
+    without, with_all = (function(*arguments, **options) for options in ({}, given))
+    assert (seen or (lambda x: x))(without) == (seen or (lambda x: x))(with_all)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_numbers_of_a_step_that_are_left_out(kind):
+    published = {"sgd": (0.1, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0), "adamw": (0.1, 0.9, 0.999, 1e-8, 0.0), "lion": (0.1, 0.9, 0.99, 0.0),
+                 "muon": (0.1, 0.95, 0.0)}
+    assert astuple(type(KINDS[kind][1])(0.1)) == published[kind]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_any_optimizer import AnyStep, Cautious, CoupledAdam, CoupledSign, InsideRatio, OutsideRatio, Sphere
+from test_any_optimizer import AnyStep, Cautious, CoupledAdam, CoupledSign, InsideRatio, Sphere
 
 from minibn import equivalence, invariance, kernels, nn, optim
 from minibn.equivalence import (
+    Frame,
     adam_exponential,
     adam_with_decay,
     adam_without_decay,
@@ -32,7 +33,9 @@ from minibn.equivalence import (
     texp_minus_minus,
     undecayed,
 )
+from minibn.equivalence.any_optimizer import reframe
 from minibn.equivalence.methods import METHODS
+from minibn.equivalence.streams import add_step, remove_step
 from minibn.invariance import probe, symmetries
 from minibn.optim import SGD, AdamStep, AdamW, Lion, LionStep, Muon, MuonStep, Optimizer, Step
 
@@ -131,6 +134,16 @@ REFUSED = [
      "step 1 cannot be converted: weight decay would carry the weights through zero, multiplying them by alpha=-0.125,"
      " which must be above 0 (lr=2.0, momentum=0.5, weight_decay=0.5, shrink=0.125). Lower the learning rate or the "
      "weight decay"),
+    (lambda: remove_step(Step(2.0, 0.0, 0.5), Frame()), ValueError,
+     "step 0 cannot be converted: weight decay would carry the weights through zero, multiplying them by alpha=0, wh"
+     "ich must be above 0 (lr=2.0, momentum=0.0, weight_decay=0.5, shrink=0.0). Lower the learning rate or the weight"
+     " decay"),
+    (lambda: add_step(Step(0.1, weight_decay=0.1), Frame(), 0.1), ValueError,
+     "step 0 already has weight_decay=0.1, shrink=0.0: apply remove_weight_decay first"),
+    (lambda: reframe(Step(0.1, weight_decay=0.1), 1.0), ValueError,
+     "step 0 has weight_decay=0.1. In a Step that is L2 decay, which is inside the velocity. Convert the schedule wit"
+     "h equivalence.remove_weight_decay(schedule), which is exact too, or make the decay decoupled with schedules.deco"
+     "upled(schedule)"),
     (lambda: remove_weight_decay([], band=1), ValueError,
      "band must be a finite number above 1, or None for no rescaling; got 1"),
     (lambda: frame_after([Step(0.1)] * 3, 4), ValueError,
@@ -209,10 +222,6 @@ REFUSED = [
      "this optimiser is converted already: use its add() to go back first"),
     (lambda: undecayed(Lion([parameter()], []), band=1.0), ValueError,
      "band must be a finite number above 1, or None for no rescaling; got 1.0"),
-    (lambda: undecayed(SGD([parameter()], [Step(0.1, weight_decay=0.1)])).step(), ValueError,
-     "step 0 has weight_decay=0.1. In a Step that is L2 decay, which is inside the velocity. Convert the schedule with"
-     " equivalence.remove_weight_decay(schedule), which is exact too, or make the decay decoupled with "
-     "schedules.decoupled(schedule)"),
     (lambda: endless(Lion, LionStep(1.0, weight_decay=0.9)), OverflowError,
      "step 308: the converted learning rate has left float range; use band=2.0**32, the default"),
     (lambda: scale_after([LionStep(0.1)] * 2, 3), ValueError,
@@ -231,10 +240,6 @@ REFUSED = [
     (lambda: step_with_decay(InsideRatio), ValueError,
      "the update of InsideRatio depends on the weights, as a trust ratio does (LARS, LAMB), so it is not the same at w"
      " / P. Decay inside the ratio cannot be removed. Decay outside it can: train without decay at lr / (1 - lr * "
-     "weight_decay), with the state multiplied as `equivalence.transport` says"),
-    (lambda: step_with_decay(OutsideRatio), ValueError,
-     "the update of OutsideRatio depends on the weights, as a trust ratio does (LARS, LAMB), so it is not the same at "
-     "w / P. Decay inside the ratio cannot be removed. Decay outside it can: train without decay at lr / (1 - lr * "
      "weight_decay), with the state multiplied as `equivalence.transport` says"),
     (lambda: step_with_decay(Cautious), ValueError,
      "the weight decay of Cautious does not multiply all weights by 1 - lr * weight_decay. Decay inside a trust ratio,"

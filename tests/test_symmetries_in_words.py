@@ -97,3 +97,32 @@ def test_of_overlapping_sets_the_other_is_taken_if_it_has_half_as_many_entries_a
     overlap = Equation({"a": Fraction(1), "b": Fraction(1), "s": Fraction(-1)}, "here", "they are added")
     sizes = b and {"a": 10, "s": 2, "b": b}
     assert Symmetries({"a": 2, "b": 2, "s": 2}, [overlap], sizes=sizes).groups == [(taken, "s")]
+
+
+def equation(**form):
+    return Equation({name: Fraction(c) for name, c in form.items()}, "here", "so it is")
+
+
+def test_a_set_that_only_a_search_finds():
+    """x = a + b looks as if b would do for x, but b = c + d and c = d leave b nothing but 0."""
+    equations = [equation(x=1, a=-1, b=-1), equation(b=1, c=-1, d=-1), equation(c=1, d=-1)]
+    found = Symmetries(dict.fromkeys("xabcd", 2), equations)
+    assert found.groups == [("x", "a")]
+    assert found.explain("b").startswith("b is in no scale-invariant group, because so it is, and no set of weights with b keeps")
+
+
+@pytest.mark.parametrize("first", ["own degree", "no degree"])
+def test_a_module_that_is_believed_does_not_hide_the_next_one(first):
+    """`degree` of the object itself, and of a class whose base classes have none."""
+    class Own(nn.Module):
+        def forward(self, x):
+            return x
+
+    class Act(nn.ReLU):
+        def forward(self, x):
+            return x
+
+    believed = nn.ReLU() if first == "own degree" else Own()
+    believed.degree = lambda x: x
+    with pytest.raises(TypeError, match="^1 is a Act, which"):
+        symmetries(nn.Sequential(believed, Act()))
