@@ -41,7 +41,7 @@ class StepNumbers:
 
     @property
     def shrink(self) -> float:
-        """δ: decoupled weight decay multiplies the weights by 1 - δ in this step."""
+        """The δ of this step. Decoupled weight decay multiplies the weights by 1 - δ."""
         return self.lr * self.weight_decay
 
     def __post_init__(self) -> None:
