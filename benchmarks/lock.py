@@ -33,7 +33,8 @@ def main():
         steps = {name: asked(threads, flag, options.quick) for name, flag in LOCK.items()}
         seconds = bench.alternate(steps, 2 if options.quick else 25)
         first = seconds["with the lock"]
-        rows += [[threads, name, bench.spread(s * 1e3, "{:.0f}"), bench.spread(s / first, "{:.2f}")] for name, s in seconds.items()]
+        rows += [[threads, name, bench.spread(s * 1e3, "{:.0f}"), bench.spread(s / first, "{:.2f}")]
+                 for name, s in seconds.items()]
     bench.report("lock", bench.table(["threads", "interpreter", "ms per step", "time / that with the lock"], rows), options)
 
 
