@@ -27,19 +27,19 @@ _workers: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("worker
 def threads(count: int | None = None) -> Iterator[None]:
     """Run NumPy's chunked work on `count` Python threads, this one among them, and every BLAS call on one.
 
-    Use it around a training loop of your own; `training.fit` and its like do so by themselves. Many
-    small matrix products on one BLAS thread each are faster than one large product on many. Results
-    have the same bits for any number of threads: the size of a chunk never depends on it, and
-    partial sums are added in the order of the chunks. Outside such a block everything runs in the
-    calling thread, and BLAS is left as it is.
+    Use it around a training loop of your own; `training.fit`, `evaluate` and `update_bn` do so by
+    themselves. Many small matrix products on one BLAS thread each are faster than one large product
+    on many. Results have the same bits for any number of threads: the size of a chunk never depends
+    on it, and partial sums are added in the order of the chunks. Outside such a block everything
+    runs in the calling thread, and BLAS is left as it is.
 
-    BLAS's limit belongs to the process. It is set when the first block of any thread begins, and
-    lifted when the last one ends.
+    The limit on BLAS's threads belongs to the process. It is set when the first block of any thread
+    begins, and lifted when the last one ends.
 
-    Inside, memory that is freed stays with the process. Otherwise the C library (glibc; others are
-    left alone) gives it back to the system after each step, and each page must be cleared again in
-    the next one, a tenth of its time. Set one of glibc's own `MALLOC_…` environment variables to
-    keep this off.
+    Inside a block, freed memory stays with the process. Otherwise the C library gives it back to
+    the system after each step, and each page must be cleared again in the next step, which takes a
+    tenth of its time. This is done for glibc only. To turn it off, set one of glibc's own
+    `MALLOC_…` environment variables.
 
     Args:
         count: number of Python threads, at least 1. None: as many as the surrounding block has, or

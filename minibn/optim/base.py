@@ -113,7 +113,7 @@ class Optimizer(Generic[S]):
         raise TypeError(f"{type(self).__name__} must define update(step, weight, gradient, *state)")
 
     def step(self) -> S:
-        """Update every parameter with the schedule's next step object, and return that.
+        """Update every parameter with the schedule's next step object, and return this object.
 
         Raises:
             RuntimeError: the schedule has ended.
@@ -151,7 +151,7 @@ class Optimizer(Generic[S]):
         self.last = step
 
     def as_taken(self, steps: Iterable[S]) -> Iterable[S]:
-        """The step objects that `last` has when the schedule's first steps are `steps`: these, but for a converted optimiser."""
+        """What `last` is after each of `steps`, the schedule's first steps: the step itself, except in a converted optimiser."""
         return steps
 
     def _check(self, i: int, weight: Array, gradient: Array) -> None:
@@ -189,8 +189,8 @@ class Optimizer(Generic[S]):
         """Go on from `state`. The schedule, which must be fresh, is read up to the same step.
 
         Args:
-            state: as from `state_dict`. A list of arrays under the bare name of an entry will do
-                too.
+            state: as from `state_dict`. A list of arrays under the bare name of an entry is
+                accepted, too.
 
         Raises:
             RuntimeError: this optimiser has already taken steps.

@@ -1,4 +1,4 @@
-"""`check_degree`: what a layer says about its rescalings, against what they do."""
+"""`check_degree`: whether what a layer says about its rescalings is true."""
 
 import copy
 import math
