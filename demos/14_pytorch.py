@@ -41,7 +41,7 @@ def under_ddp(processes=2):
         try:
             torch_script.run_rank(f"{folder}/run", 0, processes, epochs)
             for other in others:
-                other.wait(timeout=300)
+                other.wait(timeout=1800)
         finally:
             for other in others:
                 other.kill()
