@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from minibn import backend
+from minibn import arguments, backend
 from minibn.backend import Array, array_namespace
 from minibn.optim import Optimizer
 
@@ -39,6 +39,7 @@ def clip_global_norm(optimizers: Iterable[Optimizer], max_norm: float, *, scales
         >>> float(clip_global_norm([sgd], 4.0)), float(w.grad[0])
         (8.0, 4.0)
     """
+    max_norm = arguments.number("clip_global_norm: max_norm", max_norm)
     if not max_norm > 0:
         raise ValueError(f"clip_global_norm needs max_norm above 0, got {max_norm}")
     optimizers = list(optimizers)

@@ -31,8 +31,8 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
     `p.grad` stays the script's own gradient, up to rounding: clipping, accumulation,
     `torch.amp.GradScaler`, closures, DDP, any scheduler and logs of gradients need nothing more.
     BatchNorm's running averages are carried along, so evaluation during training is right too.
-    Averages of weights (EMA, SWA), exports and logs of norms see the script's weights inside
-    `with handle.original():`.
+    Torch's `AveragedModel` (EMA, SWA) averages the script's weights. Other averages, exports and
+    logs of norms see these inside `with handle.original():`.
 
     Which optimizers: `torch.optim.SGD` with L2 decay and any momentum; and every optimizer with
     *decoupled* decay: AdamW, Adam, NAdam and RAdam with decoupled_weight_decay=True, Muon,
