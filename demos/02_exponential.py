@@ -28,7 +28,7 @@ for history, label, style in ((with_decay, "constant lr, weight decay", lab.WIDE
     axes[2].semilogy(epoch, history["norm/invariant"], label=label, **style)
 for axis, title in zip(axes, ("training loss of the batch", "learning rate", "norm of the weights |w|"), strict=True):
     axis.set(xlabel="epoch", title=title)
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+lab.legend(figure)
 
 # %%
 gap = np.abs(with_decay["loss"] - without["loss"]).max()

@@ -29,7 +29,7 @@ for (name, run), style in zip(runs.items(), (lab.WIDE, {}, {"linestyle": "--"}),
     axes[2].plot(epoch[ends] + 1 / per_epoch, 100 * (1 - history["test_accuracy"][ends]), label=labels[name], **style)
 for axis, title in zip(axes, ("learning rate", "effective lr, lr / |w|²", "test error [%]"), strict=True):
     axis.set(xlabel="epoch", title=title)
-axes[0].legend()
+lab.legend(figure, 3)
 
 # %%
 gaps = {name: np.abs(run.history["loss"] - runs["step"].history["loss"]).max() for name, run in runs.items()}

@@ -62,8 +62,7 @@ for axis, (column, title) in zip(axes, columns.items(), strict=True):
         axis.semilogy(np.arange(epochs) + 0.5, np.exp(np.log(rows).mean(axis=0)), color=color, label=label, **style)
         axis.fill_between(np.arange(epochs) + 0.5, rows.min(axis=0), rows.max(axis=0), color=color, alpha=0.2, linewidth=0)
     axis.set(xlabel="epoch", title=title)
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
-              title=f"means per epoch; bands: from the smallest to the largest of {len(seeds)} seeds")
+lab.legend(figure, 3, title=f"means per epoch; bands: from the smallest to the largest of {len(seeds)} seeds")
 
 # %%
 early, late = slice(drop, drop + 3), slice(-steps // 3, None)  # the last third: many equilibrium times

@@ -33,7 +33,7 @@ def train(name, seed):
 runs = {name: [train(name, seed) for seed in seeds] for name in labels}
 
 # %%
-figure, axes = lab.figure(1, 3, width=10)
+figure, axes = lab.figure(1, 3, width=10, height=4.5)
 per_epoch = len(noisy) // batch
 for i, (name, results) in enumerate(runs.items()):
     for j, (history, _) in enumerate(results):
@@ -43,7 +43,7 @@ for i, (name, results) in enumerate(runs.items()):
         axes[2].plot(np.arange(1, epochs + 1), history["loss"].reshape(-1, per_epoch).mean(axis=1), **style)
 for axis, title in zip(axes, ("learning rate", "effective lr, lr / |w|²", "training loss per epoch"), strict=True):
     axis.set(xlabel="epoch", title=title)
-axes[0].legend(title=f"a line for each of\n{len(results)} seeds", title_fontsize=11)
+lab.legend(figure, title=f"one line for each of {len(seeds)} seeds")
 
 
 # %%

@@ -27,7 +27,7 @@ for run, label, style in ((one, "cosine, weight decay", lab.WIDE), (other, "its 
     axes[2].semilogy(epoch[:-1], run.history["effective_lr/invariant"][:-1], label=label, **style)
 for axis, title in zip(axes, ("training loss of the batch", "learning rate", "effective lr, lr / |w|²"), strict=True):
     axis.set(xlabel="epoch", title=title)
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+lab.legend(figure)
 
 # %%
 gap = np.abs(one.history["loss"] - other.history["loss"]).max()

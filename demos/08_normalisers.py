@@ -37,11 +37,11 @@ for i, (norm, (usual, converted)) in enumerate(runs.items()):
     gaps[norm] = gap.max()
     epoch = np.arange(steps) * epochs / steps
     left.semilogy(epoch, usual["loss"], color=f"C{i}", linewidth=6, alpha=0.25)
-    left.semilogy(epoch, converted["loss"], color=f"C{i}", linewidth=1, label=norm)
-    right.semilogy(epoch, np.maximum.accumulate(np.maximum(gap, 1e-17)), color=f"C{i}", label=norm)
+    left.semilogy(epoch, converted["loss"], color=f"C{i}", linewidth=1, label=f"{norm.capitalize()}Norm")
+    right.semilogy(epoch, np.maximum.accumulate(np.maximum(gap, 1e-17)), color=f"C{i}")
 left.set(xlabel="epoch", title="training loss of the batch\n(pale: weight decay; thin: converted)")
 right.set(xlabel="epoch", title="largest gap so far between\nthe losses of the two runs")
-left.legend()
+lab.legend(figure, 4)
 
 # %%
 lab.claim("the equivalence holds with every normaliser", ", ".join(f"{norm} {gap:.0e}" for norm, gap in gaps.items())

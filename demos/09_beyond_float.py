@@ -42,10 +42,10 @@ at = np.arange(0, steps, 100) / 1000
 left.plot(at, log_lr, label="learning rate")
 left.plot(at, log_norm, label="|w|")
 left.axhline(math.log10(np.finfo("float32").max), color="black", linestyle=":", label="largest float32")
-left.set(xlabel="thousand steps", ylabel="log₁₀", title="What the schedule means")
-left.legend()
-right.semilogy(at[: 400], held[: 400])
-right.set(xlabel="thousand steps", ylabel="learning rate", title="What is in the float32 numbers")
+left.set(xlabel="thousand steps", ylabel="log₁₀ of the value", title="The plain schedule:\nlearning rate and |w|")
+lab.legend(figure, 3)
+right.semilogy(at[:400], held[:400])
+right.set(xlabel="thousand steps", ylabel="learning rate", title="What float32 holds\n(the first 40,000 steps)")
 
 # %%
 finite = bool(np.isfinite(parameter.data).all()) and parameter.data.dtype == np.float32

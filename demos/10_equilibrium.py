@@ -40,7 +40,7 @@ for lr, decay in settings:
 # %%
 figure, axes = lab.figure(1, 3, width=10)
 for i, ((lr, decay), r) in enumerate(zip(settings, results, strict=True)):
-    label, history = f"lr {lr:g}, wd {decay:g}", r["history"]
+    label, history = f"lr {lr:g}, weight decay {decay:g}", r["history"]
     axes[0].semilogy(np.convolve(history["angle/invariant"], np.ones(44) / 44, "valid"), color=f"C{i}", linewidth=1)
     axes[0].axhline(r["predicted angle"], color=f"C{i}", linestyle=":")
     axes[1].loglog(r["predicted angle"], r["angle"], "o", markersize=10, color=f"C{i}", label=label)
@@ -54,7 +54,7 @@ for axis, unit, title in ((axes[1], "rad", "angle per step"), (axes[2], "", "nor
     axis.set_yticks(ticks, map(str, ticks))
     axis.set(xlabel=f"predicted {unit}", ylabel=f"measured {unit}", title=title)
 axes[0].set(xlabel="step", title="angle per step [rad]\n(dotted: predicted)")
-figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+lab.legend(figure, 3)
 
 # %%
 angles = np.array([r["angle"] / r["predicted angle"] for r in results])

@@ -29,10 +29,10 @@ accuracy = {(r["configuration"]["lr"], r["configuration"]["weight_decay"]): 100 
 grid = np.array([[accuracy[lr, decay] for lr in rates] for decay in decays])
 
 # %%
-figure, axis = lab.figure(1, 1, width=7.5, height=5.8)
+figure, axis = lab.figure(1, 1, width=8.5, height=6.4)
 image = axis.imshow(grid, origin="lower", cmap="viridis")
 for (i, j), value in np.ndenumerate(grid):
-    axis.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if value > grid.mean() - 1 else "white", fontsize=11)
+    axis.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if value > grid.mean() - 1 else "white")
 axis.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates])
 axis.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])
 axis.set(xlabel="learning rate", ylabel="weight decay", title="lr x weight decay is the same along each diagonal ╲")

@@ -65,21 +65,19 @@ gaps = {"one process": (usual[0]["loss"], converted[0]["loss"]), "two processes,
         "AdamW": (adamw[0]["loss"], converted_adamw[0]["loss"]), "eps = 1e-5": (usual_eps[0]["loss"], converted_eps[0]["loss"])}
 gaps = {name: np.maximum.accumulate(np.maximum(np.abs(a - b), 1e-17)) for name, (a, b) in gaps.items()}
 epoch = np.arange(len(usual[0]["loss"])) * epochs / len(usual[0]["loss"])
-figure, (left, middle, right) = lab.figure(1, 3, width=11)
+figure, (left, middle, right) = lab.figure(1, 3, width=11, height=4.6)
 left.semilogy(epoch, usual[0]["loss"], label="the script", **lab.WIDE)
-left.semilogy(epoch, converted[0]["loss"], linewidth=1, label="with the line")
+left.semilogy(epoch, converted[0]["loss"], linewidth=1.5, label="with the line")
 left.set(xlabel="epoch", title="loss of the batch")
-left.legend()
-middle.semilogy(epoch, usual[0]["norm"], label="|w|, the script", **lab.WIDE)
-middle.semilogy(epoch, converted[0]["norm"], label="|w|, with the line")
-middle.semilogy(epoch, usual[0]["effective_lr"], label="effective lr, the script", **lab.WIDE)
-middle.semilogy(epoch, converted[0]["effective_lr"], linewidth=1, label="effective lr, with the line")
-middle.set(xlabel="epoch", title="norm of the first convolution,\neffective learning rate", ylim=(1e-6, 30))
-middle.legend()
-for name, gap in gaps.items():
-    right.semilogy(epoch, gap, label=name)
+for column, text in ("norm", "norm |w|"), ("effective_lr", "effective lr"):
+    middle.semilogy(epoch, usual[0][column], color="C0", **lab.WIDE)
+    middle.semilogy(epoch, converted[0][column], color="C1", linewidth=1)
+    middle.annotate(text, (epochs / 2, converted[0][column][len(epoch) // 2]), (0, 9), textcoords="offset points", ha="center")
+middle.set(xlabel="epoch", title="first convolution", ylim=(1e-6, 100))
+for i, (name, gap) in enumerate(gaps.items(), 2):
+    right.semilogy(epoch, gap, color=f"C{i}", linestyle="--" if name == "AdamW" else "-", label=f"gap: {name}")
 right.set(xlabel="epoch", title="largest gap so far between\nthe losses of the two runs")
-right.legend()
+lab.legend(figure, 3)
 
 # %%
 growth = converted[0]["norm"][-1] / usual[0]["norm"][-1]

@@ -104,9 +104,9 @@ for axis in (axes[0], axes[2]):
     axis.set_yticks(range(len(choices)), [name.replace("but ", "but\n") for name in choices] if axis is axes[0] else [])
     axis.set_ylim(len(choices) - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
-axes[0].set(xlabel="test accuracy [%]", title=f"weight decay on …\n({len(seeds)} seeds, bar: mean)")
-axes[1].set(xlabel="epoch", ylim=(3e-6, None), title="effective lr of the convolutions\n(first seed)")
-axes[1].legend(fontsize=10, loc="lower left")
+axes[0].set(xlabel="test accuracy [%]", title=f"weight decay on …\n({len(seeds)} seeds; bar: mean)")
+axes[1].set(xlabel="epoch", ylim=(3e-6, None), title="effective lr of the convolutions\n(seed 0)")
+lab.legend(figure, 3)
 axes[2].set(xlabel="norm at the end", title="γ, β, biases (plain)\nlast layer (hatched)")
 
 # %%

@@ -78,15 +78,14 @@ for name, history in runs.items():
 first, *others = runs.values()
 gaps = {name: np.maximum.accumulate(np.maximum(np.abs(history["loss"] - first["loss"]), 1e-17)) for name, history in runs.items()}
 for i, name in enumerate(list(runs)[1:], 1):
-    axes[1, 1].semilogy(epoch, gaps[name], color=f"C{i}", label=name, linestyle="-" if i == 1 else "--")
+    axes[1, 1].semilogy(epoch, gaps[name], color=f"C{i}", linestyle="-" if i == 1 else "--")
 titles = ("training loss of the batch", "learning rate", "norm of the weights |w|",
           "largest gap so far between\nthe loss and AdamW's")
 for axis, title in zip(axes.flat, titles, strict=True):
     axis.set(xlabel="epoch", title=title)
 axes[0, 0].set_yticks([0.2, 0.5, 1, 2], ["0.2", "0.5", "1", "2"])
 axes[0, 0].yaxis.set_minor_formatter("")
-axes[0, 1].legend(loc="upper left")
-axes[1, 1].legend(loc="center right")
+lab.legend(figure, 4)
 
 # %%
 rates, grown = others[0]["lr/invariant"], others[0]["norm/invariant"][-1] / first["norm/invariant"][-1]

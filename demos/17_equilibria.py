@@ -139,7 +139,7 @@ for axis, title, ticks in ((axes[1], "angle per step [rad]", (0.003, 0.01, 0.03)
     for place in (axis.xaxis, axis.yaxis):
         place.set_ticks(ticks := [tick for tick in ticks if max(low) < tick < min(high)], map(str, ticks))
         place.set_minor_formatter("")
-axes[1].legend(fontsize=10)
+lab.legend(figure, 6)
 
 # %%
 print(f"{'measured / predicted':22}walk: angle   norm     network: angle        norm")

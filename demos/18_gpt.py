@@ -106,7 +106,7 @@ print("written by the network that Muon trained without weight decay:\n" + writt
 gaps = {key: np.maximum.accumulate(np.maximum(np.abs(run[1] - runs[key[0], "with"][1]), 1e-17)) for key, run in runs.items()}
 figure, axes = lab.figure(2, 2, height=8.2, width=11)
 looks = {"with": lab.WIDE, "without": {"linewidth": 1.5}, "control": {"linewidth": 1, "linestyle": "--"}}
-labels = {"with": "with weight decay", "without": "without", "control": "growing lr alone"}
+labels = {"with": "with weight decay", "without": "without weight decay", "control": "growing lr alone (control)"}
 colors = {"AdamW": ("C0", "C1", "C2"), "Muon": ("C3", "C5", "C4")}
 for name in kinds:
     for form, color in zip(forms, colors[name], strict=True):
@@ -124,8 +124,7 @@ axes[1, 1].set_axis_off()
 shown = "\n".join(line for part in written["without"].splitlines() for line in textwrap.wrap(part, 42) or [""])
 axes[1, 1].text(0, 1, "Written by the network that Muon trained\nwithout weight decay, after “Beautiful”:\n\n" + shown, va="top",
                 family="monospace", fontsize=11)
-axes[0, 0].legend()
-axes[1, 0].legend()
+lab.legend(figure, 3)
 
 # %%
 for name in kinds:

@@ -34,7 +34,7 @@ looks = {"the script": lab.WIDE, "with the line": {"linewidth": 1.2},
 colors = {"AdamW": ("C0", "C1", "C2"), "Muon and AdamW": ("C3", "C5", "C4")}
 for name in names:
     for (variant, look), color in zip(looks.items(), colors[name], strict=True):
-        log, style = runs[name, variant][0], {**look, "color": color, "label": f"{name}:\n{variant}"}
+        log, style = runs[name, variant][0], {**look, "color": color, "label": f"{name}: {variant}"}
         if variant != "weight decay left out":
             axes[0].plot(log["loss"], **style)
         axes[1].semilogy(log["norm"], **style)
@@ -43,8 +43,7 @@ for name in names:
 titles = ("loss of the batch", "norm of the embedding", "largest gap so far between\nthe loss and the script's")
 for axis, title in zip(axes, titles, strict=True):
     axis.set(xlabel="step", title=title)
-axes[0].legend(fontsize=9)
-axes[2].legend(fontsize=9)
+lab.legend(figure, 3)
 
 # %%
 for name in names:

@@ -28,8 +28,9 @@ _start = time.perf_counter()
 _claims = []
 
 mpl.rcParams.update({
-    "font.size": 14, "axes.titlesize": 14, "legend.fontsize": 11, "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.3,
+    "font.size": 14, "axes.titlesize": 14, "legend.fontsize": 12, "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.3,
     "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 2, "figure.constrained_layout.use": True,
+    "axes.formatter.min_exponent": 4,  # 0.002, not 2 x 10^-3
     "axes.prop_cycle": cycler(color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"])})
 WIDE = {"linewidth": 6, "alpha": 0.35}  # for the first of two curves that lie on top of each other
 
@@ -54,6 +55,12 @@ def figure(rows=1, columns=2, height=4.2, width=9.5, **options):
     return plt.subplots(rows, columns, figsize=(width, height), **options)
 
 
+def legend(fig, columns=2, **options):
+    """One legend below all panels, where it covers no curve, with each label once."""
+    found = {label: handle for axis in fig.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, **options)
+
+
 def claim(text, measured, holds):
     """Print a claim, what was measured, and whether it holds."""
     _claims.append({"claim": text, "measured": measured, "holds": bool(holds)})
@@ -63,7 +70,7 @@ def claim(text, measured, holds):
 def finish(name, doc, fig):
     """Save the picture, a small version of it and the claims, and fail unless every claim holds."""
     fig.savefig(flags.output / f"{name}.png", dpi=110)
-    fig.savefig(flags.output / f"{name}-small.png", dpi=60)
+    fig.savefig(flags.output / f"{name}-small.png", dpi=75)
     title = ((doc or "").strip() or name).splitlines()[0]  # sphinx-gallery runs scripts without their docstring
     verdict = {"title": title, "claims": _claims, "seconds": round(time.perf_counter() - _start, 1)}
     (flags.output / f"{name}.json").write_text(json.dumps(verdict, indent=1), encoding="utf-8")

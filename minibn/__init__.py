@@ -1,4 +1,4 @@
-"""minibn: weight decay, momentum, learning-rate schedules and normalisation, in code to be read.
+"""minibn: how weight decay, momentum and learning rate act on normalised networks, in code to be read.
 
 A NumPy layer library with hand-written backward passes, built around the theorem of Li & Arora, *An
 Exponential Learning Rate Schedule for Deep Learning* (ICLR 2020): see `minibn.equivalence`.

@@ -49,7 +49,7 @@ def _is_iterable(value):
 
 
 def whole(name: str, value: Any, low: int) -> int:
-    """`value` as an int of at least `low`; NumPy's integers will do, True and False will not.
+    """`value` as an int of at least `low`. NumPy's integers are accepted, True and False are not.
 
     Raises:
         ValueError: it is below `low`, or not whole.
@@ -64,7 +64,7 @@ def whole(name: str, value: Any, low: int) -> int:
 
 
 def yes_or_no(**flags: Any) -> None:
-    """Raise ValueError unless each of the flags is True or False: the string "no" would count as True."""
+    """Raise ValueError unless each of the flags is True or False, since the string "no" would count as True."""
     for name, value in flags.items():
         if isinstance(value, str) or value not in (True, False):
             raise ValueError(f"{name} must be True or False, got {value!r}")

@@ -2,12 +2,12 @@
 
 Everything else takes its array namespace from its inputs with `array_namespace` and uses names of
 the array API standard (https://data-apis.org/array-api), so that the same lines run on every
-library. What the standard lacks is here under a name of its own. The oldest version of the standard
-that will do is 2023.12.
+library. What the standard lacks is here under a name of its own. minibn needs version 2023.12 of
+the standard or a later one.
 
-On a GPU the CPU queues work and goes on; code that asks for a number waits until everything queued
-is done. So a step of training asks for none: losses and norms stay 0-d arrays where they are, until
-`read` fetches many of them at once.
+The CPU queues work for the GPU and goes on. Code that reads a number waits until everything in the
+queue is done. So a step of training reads no number: losses and norms stay 0-d arrays on the GPU,
+until `read` fetches many of them at once.
 """
 
 import os
@@ -63,10 +63,10 @@ def dtype_name(x: Array) -> str:
 
 
 def detach(x: Array) -> Array:
-    """`x` without its history: of a PyTorch tensor that requires a gradient, the same numbers, which PyTorch does not track.
+    """`x` without its history: if PyTorch tracks it for gradients, the same numbers in a tensor that is not tracked.
 
-    minibn computes gradients by hand. Tracked numbers would pile up one graph over all steps of
-    training.
+    minibn computes gradients itself. If PyTorch tracked the numbers, one graph would grow over all
+    steps of training.
     """
     return x.detach() if is_torch_array(x) and x.requires_grad else x
 
@@ -81,12 +81,12 @@ def to_numpy(x: Array) -> np.ndarray:
 
 
 def fuse(xp: Namespace, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of elementwise operations of `xp`: one launch where the library can make it so (CuPy); else as it is."""
+    """A function of elementwise operations of `xp`, as one launch if the library can do that (CuPy); else unchanged."""
     return import_module("cupy").fuse(function) if is_cupy_namespace(xp) else function
 
 
 def is_on_host(x: Array) -> bool:
-    """Whether `x` is in main memory, where looking at a number waits for nothing."""
+    """Whether `x` is in main memory, where reading a number does not wait for a device."""
     return not is_cupy_array(x) and (not is_torch_array(x) or device(x).type == "cpu")
 
 
@@ -134,12 +134,12 @@ class BackendError(RuntimeError):
 def library(name: str) -> tuple[Namespace, Any]:
     """(namespace, device) of an array library by name.
 
-    Of several GPUs it is the library's current one, as a rule the first. Choose another by the
-    environment variable `CUDA_VISIBLE_DEVICES=1`; or run everything inside
+    If there are several GPUs, it is the library's current one, which is usually the first. To
+    choose another, set the environment variable `CUDA_VISIBLE_DEVICES=1`, or run everything inside
     `with cupy.cuda.Device(1):` or `with torch.cuda.device(1):`. minibn computes on one GPU.
 
-    CuPy compiles each kernel at its first use. Where nothing is compiled yet, a line on stderr says
-    so.
+    CuPy compiles each kernel at its first use. If nothing has been compiled yet, a line on stderr
+    says so.
 
     Args:
         name: "numpy"; "cupy"; "torch", on its GPU if it has one; or, for checks,

@@ -1,14 +1,17 @@
 """Degree algebra: how an activation scales when each parameter p is multiplied by c**a_p.
 
-A network's activation is followed as `c^d · h + shifts`: a part h multiplied by c to the degree d,
-a linear form in the unknown exponents a_p, and biases that were added on the way, each with a
-degree of its own. A bias is one number per channel. As long as it stays so (through convolutions
-without padding, pooling) a BatchNorm takes it away again with the mean, whatever its scale;
-elsewhere, as in a ReLU, it must scale like the rest: that is an equation between exponents. So is
-every sum of two branches, and the output, whose degree must be 0. `minibn.invariance` solves these
-equations.
+The activation is followed through the network as `c^d · h + shifts`. The part h is multiplied by c
+to the degree d, which is a linear form in the unknown exponents a_p. The shifts are biases that
+were added on the way, each with a degree of its own.
 
-Every module says what it does to a `Degree` in one method, `degree(x)`, made of the verbs below:
+A bias is one number per channel. Convolutions without padding and pooling leave it one number per
+channel, and then a BatchNorm removes it with the mean, whatever its scale. Other layers, such as a
+ReLU, require that the bias scales like the rest, which is an equation between exponents. Every sum
+of two branches gives an equation, too, and so does the output, whose degree must be 0.
+`minibn.invariance` solves these equations.
+
+Every module has a method `degree(x)`, which says what the module does to a `Degree` x. It is
+composed of the methods of `Degree`:
 
     | layer                    | degree(x)                                                      |
     | Linear                   | `x.times(self.weight).plus(self.bias)`                         |
@@ -25,7 +28,7 @@ Every module says what it does to a `Degree` in one method, `degree(x)`, made of
     | GatedMLP                 | `gate.fixed(self, "SiLU").multiplied(up, self)`                |
     | attention                | `q.multiplied(k, self).fixed(self, "softmax")`, then that of v |
 
-The paper's appendix C carries a number in this way; here the exponents are unknowns, so all
+The paper's appendix C follows a single number in this way. Here the exponents are unknowns, so all
 rescalings are found at once.
 """
 

@@ -53,17 +53,17 @@ class Experiment:
     trained by `optimizer` with `schedule` as it is, or in a form without weight decay: `convert`,
     or for SGD one of the paper's forms by name. All other parameters (the norms' γ and β, the head)
     follow the usual schedule with weight decay, or keep their initial values (`fixed`, as in the
-    paper). Muon trains matrices only; the others are then trained by AdamW at `rest_lr`.
+    paper). Muon trains matrices only; AdamW at `rest_lr` then trains all other parameters.
 
     lr, momentum, beta1, beta2, adam_eps and weight_decay are the numbers of the optimiser's steps.
-    One that is not given gets the optimiser's default; one that the optimiser does not have stays
-    None.
+    A number that is not given gets the optimiser's default. A number that the optimiser does not
+    have stays None.
 
     Figure 2 of the paper compares schedule="step" with `Experiment(data="cifar10", path=…,
     depth=32, affine=False, fixed=True, schedule="texp", epochs=160, milestones=(80, 120),
     batch=128, weight_decay=5e-4, dtype="float32")`.
 
-    Numbers of NumPy become Python's, and a path a string.
+    NumPy's numbers become Python's, and a path becomes a string.
 
     Raises:
         TypeError, ValueError: a field is of another type, out of range, or without effect. The

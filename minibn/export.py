@@ -31,7 +31,7 @@ def lr_function(schedule: Schedule, steps: int) -> Callable[[Any], Any]:
     Use it as a schedule of optax (also under `jit`), in a Keras `LearningRateSchedule`, or as the
     factor of a PyTorch `LambdaLR` on lr=1. Momentum must be that of PyTorch and optax,
     `v <- γ v + g; w <- w - η v`. Keras keeps lr inside the velocity, `u <- μ u - η g; w <- w + u`.
-    That is the same method with μ = γ η_t / η_{t-1}. So the schedules of a constant learning rate,
+    This is PyTorch's method with μ = γ η_t / η_{t-1}. So the schedules of a constant learning rate,
     `texp` with one phase, are exact in Keras with the constant momentum γ / α², where
     `(α, κ) = equivalence.fixed_point(…)`. Others need a momentum that changes, unless γ = 0.
 
@@ -73,12 +73,12 @@ def lr_function(schedule: Schedule, steps: int) -> Callable[[Any], Any]:
 
 
 def number_functions(schedule: Iterable[StepNumbers], steps: int) -> dict[str, Callable[[Any], Any]]:
-    """{name of a number of the steps: it as a function of the step}, for libraries that can change more than lr.
+    """{name of a number: its function of the step}, for libraries that can change more than lr from step to step.
 
     That is what the converted form of AdamW needs, `adam_without_decay(schedule)`: stock Adam whose
     lr, betas and eps all change. In optax, `optax.inject_hyperparams(optax.adam)` takes a function
     for each of them. In PyTorch a scheduler sets them in the optimizer's `param_groups`.
-    docs/other-libraries.md has both.
+    docs/other-libraries.md has an example of each.
 
     Args:
         schedule: iterable of step objects of one optimiser.
@@ -86,8 +86,7 @@ def number_functions(schedule: Iterable[StepNumbers], steps: int) -> dict[str, C
 
     Returns:
         {field of the step objects: function}, each as `lr_function` returns it. "weight_decay" is
-        left out if it is 0 at
-        every step.
+        left out if it is 0 at every step.
 
     Raises:
         ValueError: steps is below 1 or above the schedule's length.

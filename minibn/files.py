@@ -53,7 +53,7 @@ def replacing(path: str | os.PathLike, *, commit: bool = True) -> Iterator[Binar
 
     At every moment `path` holds either its earlier content or the new one, even when the disk is
     full or the process is killed. Until then the new content is in a file named `NAME.minibn-….tmp`
-    beside it. Those that a killed process has left are removed.
+    beside it. Files of this name that a killed process has left are removed.
 
     As with `open`, a link stays a link, an existing file keeps its mode and a new one has that of
     the umask. A device or a pipe is written directly.

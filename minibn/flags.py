@@ -1,7 +1,8 @@
-"""Flags of the command line: each one that is given acts, or is refused.
+"""Flags of the command line: every flag that is given has an effect, or is refused.
 
-A flag may say `when` it acts: {other flag: values of it}. `Parser.parse` refuses those that would
-do nothing, and any that is given twice. `Parser.in_flags` says an error of the library in flags.
+A flag may say `when` it acts: {other flag: values of it}. `Parser.parse` refuses flags that would
+have no effect, and any flag that is given twice. `Parser.in_flags` rewrites an error message of the
+library in terms of flags.
 """
 
 import argparse

@@ -18,12 +18,12 @@ NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def plain(value: Any, name: str = "the value") -> Any:
     """`value` in Python's own types: None, bool, int, float, str, list, and dict with keys of str.
 
-    Numbers of NumPy and 0-d arrays of any library become numbers, other arrays and tuples lists,
-    paths strings. Keys become strings, as JSON has no others.
+    NumPy's numbers and 0-d arrays of any library become numbers, other arrays and tuples become
+    lists, and paths become strings. Keys become strings, as JSON has no others.
 
     Args:
         value: what to convert.
-        name: how an error calls it.
+        name: its name in error messages.
 
     Raises:
         TypeError: it is, or holds, something else. The message says where.

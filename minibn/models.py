@@ -1,11 +1,12 @@
 """Networks, each a few lines of composition: mlp, vgg, resnet, preresnet for images, gpt for sequences.
 
-Those for images share their keywords: `num_classes`; `in_channels` of the channels-last images;
-`norm`, the normalisation class, called as `norm(channels, eps=eps, affine=affine, dtype=dtype)`
-(for groups, `functools.partial(nn.GroupNorm, 4)`); `rng`, the numpy.random.Generator of the
-Kaiming-normal weights; `dtype`. Convolutions have no bias, since a normalisation follows each on
-its way to the logits; the last layer, `head`, has one. Only `head` and the norms' γ and β keep the
-networks from being scale-invariant in all their weights together.
+The networks for images have these keywords in common: `num_classes`; `in_channels` of the
+channels-last images; `norm`, the normalisation class, called as
+`norm(channels, eps=eps, affine=affine, dtype=dtype)` (for groups,
+`functools.partial(nn.GroupNorm, 4)`); `rng`, the numpy.random.Generator of the Kaiming-normal
+weights; `dtype`. Convolutions have no bias, since a normalisation follows each on its way to the
+logits; the last layer, `head`, has one. Only `head` and the norms' γ and β keep the networks from
+being scale-invariant in all their weights together.
 """
 
 from collections.abc import Callable, Sequence
@@ -85,9 +86,9 @@ def preresnet(depth: int = 32, *, num_classes: int = 10, in_channels: int = 3, w
     depth=32: `x + conv relu norm conv relu norm x`, with a norm and ReLU after the last block.
 
     Stages as in `resnet`. Where a block halves the image, its 1x1 shortcut conv takes the
-    *activated* input, `branch(a) + conv(a)` with `a = relu(norm(x))`: taken from x itself it would
-    grow with the weights before it, the branch would not, and the network would not be
-    scale-invariant (the paper's appendix C).
+    *activated* input, `branch(a) + conv(a)` with `a = relu(norm(x))`. If it took x itself, the
+    shortcut would grow with the weights before it and the branch would not, so the network would
+    not be scale-invariant (the paper's appendix C).
 
     Input (N, H, W, in_channels), output logits (N, num_classes).
     """
@@ -130,10 +131,10 @@ def gpt(vocabulary: int, *, length: int = 64, width: int = 64, depth: int = 2, h
         tied: the head shares the embedding's table. Then no weights are scale-invariant.
         eps, affine, rng, dtype: as for the other networks; affine is the norms' gain.
 
-    Input (N, T) integers, output logits (N, T, vocabulary). `invariance.symmetries` tells, for each
-    of these choices, which weights are scale-invariant: those that write into the sum, together,
-    and with qk_norm also each W_q and W_k alone; with norm_after each weight alone but embedding
-    and gates.
+    Input (N, T) integers, output logits (N, T, vocabulary). `invariance.symmetries` finds for each
+    of these choices which weights are scale-invariant. The weights that write into the sum are
+    scale-invariant together. With qk_norm, each W_q and W_k is scale-invariant alone; with
+    norm_after, every weight is, except embedding and gates.
 
     Raises:
         ValueError: a norm that mixes positions, or a name that is not one of the above.

@@ -1,14 +1,14 @@
-"""Effective learning rate, angular update, and the equilibrium that weight decay leads them to: predicted and measured.
+"""Effective learning rate, angle per step, and their equilibrium under weight decay: predicted and measured.
 
-For scale-invariant weights only the direction w/|w| matters. A gradient step turns it and, being
-orthogonal to w, makes w longer. Weight decay makes it shorter. In time the two balance (van
+For scale-invariant weights only the direction w/|w| matters. A gradient step turns w and, since it
+is orthogonal to w, makes w longer. Weight decay makes w shorter. In time the two balance (van
 Laarhoven, 2017; Li, Lyu & Arora, 2020; Wan et al., 2021, *Spherical Motion Dynamics*; Kosson et
 al., 2024, *Rotational Equilibrium*).
 
 **One formula for all optimisers.** Let each step be w <- (1 - δ) w - η u, with updates of the size
 |u| = U / |w|^k, k the degree of the update (1 for SGD, 0 for the others), and let D = 1 + 2 Σ_j
-ρ_j, where ρ_j is the correlation of updates j steps apart. Over many steps decay takes 2δ|w|² per
-step off |w|² and the updates put η²|u|²D on. They balance where
+ρ_j, where ρ_j is the correlation of updates j steps apart. Averaged over many steps, each step of
+decay reduces |w|² by 2δ|w|², and each update increases it by η²|u|²D. They balance where
 
     |w|^(k+1) = η U √(D / (2δ))        angle per step  η |u| / |w| = √(2δ / D)
 
@@ -65,7 +65,8 @@ def angular_update(before: Sequence[Array], after: Sequence[Array]) -> Array:
 
         2 atan2(|u - v|, |u + v|),   u, v the unit vectors
 
-    which is accurate for the smallest angles, where arccos is not (Kahan). 0 if either is zero.
+    which is accurate for the smallest angles, where arccos is not (Kahan). The angle is 0 if either
+    vector is zero.
 
     Returns:
         0-d array.
@@ -95,7 +96,7 @@ def measure(step: StepNumbers, before: Sequence[Array], after: Sequence[Array]) 
 
 
 def predicted_angular_update(lr: float, momentum: float, weight_decay: float) -> float:
-    """SGD with L2 decay: `√(2ηλ / (1+γ))` radians per step in equilibrium (Wan et al., 2021).
+    """The angle per step of SGD with L2 decay in equilibrium, `√(2ηλ / (1+γ))` radians (Wan et al., 2021).
 
     Example:
         >>> round(predicted_angular_update(0.1, 0.9, 5e-4), 4)
@@ -106,10 +107,10 @@ def predicted_angular_update(lr: float, momentum: float, weight_decay: float) ->
 
 
 def shrink_per_step(step: StepNumbers) -> float:
-    """δ, by which weight decay shrinks the weights per step, once the velocity is in equilibrium.
+    """δ, the fraction by which weight decay shrinks the weights per step, once the velocity is in equilibrium.
 
     ηλ for AdamW, Lion and Muon. For SGD `shrink` or ηλ/(1-γ); NaN if it has both, or lookahead, or
-    γ >= 1: these have no formula here.
+    γ >= 1, for which there is no formula here.
     """
     if not isinstance(step, Step):
         return step.shrink
@@ -122,14 +123,16 @@ def update_correlation(step: StepNumbers) -> float:
     """D = 1 + 2 Σ_j ρ_j of the updates, if gradients are independent from step to step.
 
         SGD (momentum γ), AdamW (β1)    (1 + β) / (1 - β)
-        Lion                            1 + (4/π) Σ_j arcsin(ρ_j), with ρ_j = ρ_1 β2^(j-1) those of β1 m + (1 - β1) g.
-                                        A sign keeps (2/π) arcsin(ρ) of the correlation ρ of normal
-                                        variables
+        Lion                            1 + (4/π) Σ_j arcsin(ρ_j), with ρ_j = ρ_1 β2^(j-1)
         signSGD (Lion with β1 = 0)      1
-        Muon                            c / s², s² = (1-γ)² ((1+γ)² + γ⁴/(1-γ²)) the squared weights of Nesterov's average,
-                                        c = 0.755 for γ from .9, measured on matrices of noise, 40
-                                        by 50: orthogonal matrices forget faster than the average
-                                        they are made of. NaN for 0 < γ < .9
+        Muon                            c / s², s² = (1-γ)² ((1+γ)² + γ⁴/(1-γ²))
+
+    For Lion, ρ_j are the correlations of β1 m + (1 - β1) g. If two normal variables have the
+    correlation ρ, their signs have the correlation (2/π) arcsin(ρ).
+
+    For Muon, s² is the sum of the squared weights of Nesterov's average. c = 0.755 for γ of at
+    least 0.9, measured on matrices of noise, 40 by 50: an orthogonal matrix changes faster than the
+    average from which it is made. NaN for 0 < γ < 0.9.
     """
     if isinstance(step, LionStep):
         b1, b2 = step.beta1, step.beta2
@@ -153,7 +156,8 @@ def update_correlation(step: StepNumbers) -> float:
 def predicted_angle_of(step: StepNumbers) -> float:
     """`√(2δ / D)` radians per step in equilibrium, for any optimiser of `minibn.optim`; NaN without weight decay.
 
-    See the assumptions at the top of this file; NaN too where `shrink_per_step` is.
+    See the assumptions at the top of this file. Where `shrink_per_step` is NaN, the angle is NaN,
+    too.
 
     Example:
         >>> from minibn.optim import AdamStep, Step
@@ -175,8 +179,8 @@ def predicted_norm_of(step: StepNumbers, update_size: float) -> float:
     Args:
         step: the step object.
         update_size: U = |u| |w|^k. It is √(G/(1-γ²)) for SGD, √(n (1-β1)/(1+β1)) for AdamW and √n
-            for Lion, with n weights. For Muon and others measure it: |w' - (1 - δ) w| / η, of any
-            step.
+            for Lion, with n weights. For Muon and other optimisers, measure |w' - (1 - δ) w| / η at
+            any step.
 
     Example:
         >>> from minibn.optim import LionStep

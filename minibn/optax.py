@@ -1,13 +1,13 @@
 """Decoupled weight decay removed from any optax chain: Theorem A as a `GradientTransformation`. Needs optax.
 
-`minibn.equivalence.any_optimizer` has the theorem. With u what the chain makes of the gradients,
-and P the product of 1 - lr * weight_decay so far (P' with this step's), the weights w̃ = w / P of a
-scale-invariant loss follow
+`minibn.equivalence.any_optimizer` has the theorem. Let u be what the chain computes from the
+gradients, P the product of 1 - lr * weight_decay before this step, and P' the product after it. For
+a scale-invariant loss, the weights w̃ = w / P follow
 
     u = chain(g̃ / P)        w̃' = w̃ - (lr / P') u
 
-Nothing is asked of the chain: clipping, moments, signs, eps are those of the run with weight decay,
-    and so is its state.
+The chain may be anything. Its clipping, moments, signs, eps and state are those of the run with
+weight decay.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class State(NamedTuple):
 
     Attributes:
         scale: P; the weights of the run with weight decay are P times these.
-        lost: what rounding took from P so far (Kahan's summation): 1 - 1e-9 is 1 in float32, and P
-            would not move.
+        lost: what rounding has taken from P so far (Kahan's summation). Without it, P would not
+            change in float32 if the decay is 1e-9 per step, since 1 - 1e-9 is 1.
         steps: their number so far.
         inner: the chain's state, which is that of the run with weight decay.
     """
@@ -43,24 +43,24 @@ class State(NamedTuple):
 
 def without_weight_decay(inner: optax.GradientTransformation, learning_rate: Number, weight_decay: Number, *,
                          band: float = 2.0**32) -> optax.GradientTransformationExtraArgs:
-    """The same training as with decoupled weight decay, without it: for scale-invariant weights.
+    """A transformation that trains scale-invariant weights without weight decay as a chain with decoupled weight decay would.
 
     `without_weight_decay(optax.scale_by_adam(), lr, wd)` trains the network that
     `optax.adamw(lr, weight_decay=wd)` trains. The general rule: it replaces `optax.chain(inner,
     optax.add_decayed_weights(wd), optax.scale_by_learning_rate(lr))`. Put clipping and all else
     that comes before the decay into `inner`. Give weights that are not scale-invariant another
     transformation, by `optax.partition`. All weights of one set that is scale-invariant together
-    need the same.
+    need the same transformation.
 
     It works under `jit`, `vmap` and `optax.inject_hyperparams`, and its state is saved as any optax
     state.
 
     Args:
-        inner: chain that makes the update's direction of the gradients, without a learning rate. It
-            is given the gradients divided by P and the weights times P, which are those of the run
-            with weight decay.
-        learning_rate: η, a number or a function of the step, as optax has them.
-        weight_decay: λ, likewise.
+        inner: chain that computes the update from the gradients, without a learning rate. It is
+            given the gradients divided by P and the weights times P: the gradients and weights of
+            the run with weight decay.
+        learning_rate: η, a number or a function of the step, as in optax.
+        weight_decay: λ, a number or a function of the step.
         band: P keeps shrinking and the weights w / P keep growing. When P falls below 1/band, the
             weights are multiplied by a power of two that brings it back, at most by 1/2 per step if
             η λ is at most 1/2. Such a step rounds each weight once more. Use a smaller band where

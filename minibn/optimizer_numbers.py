@@ -1,4 +1,4 @@
-"""The numbers of each optimiser's steps, as fields of `Experiment` and as flags: who takes which, and the defaults.
+"""The numbers of each optimiser's steps, as fields of `Experiment` and as flags: which optimiser takes which, and the defaults.
 
 Each user has a table of defaults of its own, {name of an optimiser: step object}.
 """

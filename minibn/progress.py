@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 
 def bar(total: int, done: int, description: str, shown: bool) -> tqdm:
-    """A bar of `total` parts, of which `done` are done, with the latest numbers at its end.
+    """A bar of `total` parts, of which `done` are done, with the latest numbers next to it.
 
     It is drawn in terminals and notebooks only, never into a file or a pipe. The numbers come right
     after the count, so that the first ones fit into 80 columns.
@@ -14,7 +14,7 @@ def bar(total: int, done: int, description: str, shown: bool) -> tqdm:
     Args:
         total, done: whole numbers.
         description: text before the bar.
-        shown: whether it is wanted.
+        shown: False draws no bar.
     """
     format_ = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     return tqdm(total=total, initial=done, desc=description, bar_format=format_, dynamic_ncols=True,

@@ -1,4 +1,4 @@
-"""Schedules: streams of `Step`, without an end; `like` makes those of AdamW, Lion and Muon of them.
+"""Schedules: endless streams of `Step`. `like` turns them into schedules for AdamW, Lion and Muon.
 
 One function per schedule. Each docstring starts with its formula, with steps counted from t = 0. No
 schedule needs to know how long training is. Arguments are checked at the call, not at the first

@@ -126,7 +126,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it does, even if that is killed.
+    """Let this process end when the process that started it ends, even if that one is killed.
 
     Every run calls it in the process where it runs. As `initializer=` of a `ProcessPoolExecutor` it
     also ends workers that have had no run yet. In processes that `multiprocessing` did not start,

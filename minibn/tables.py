@@ -1,4 +1,4 @@
-"""CSV tables as people have them: from spreadsheets, pandas, editors and other systems."""
+"""CSV tables as they come from spreadsheets, pandas, editors and other systems."""
 
 import csv
 import itertools
@@ -14,14 +14,14 @@ def read(lines: Iterable[str], name: str) -> tuple[list[str], Iterator[tuple[int
     """(names of the columns, rows), where each row is (number of its line, {column: text}).
 
     A byte-order mark, empty lines, commas at the end of lines, any line ends and pandas' column of
-    row numbers are passed over.
+    row numbers are ignored.
 
-    Columns are parted by commas, or, where the header has none, by semicolons or tabs. With
+    Columns are separated by commas or, if the header has no comma, by semicolons or tabs. With
     semicolons, as spreadsheets write in many countries, `0,5` is a half.
 
     Args:
         lines: an open text file, or any iterable of lines. Rows are read as they are used.
-        name: how errors call the table.
+        name: the table's name in error messages.
 
     Raises:
         TypeError: `lines` is a path, or has lines of bytes.

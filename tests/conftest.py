@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from cupy_double import in_place_of_cupy
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from minibn import backend, kernels
 from minibn.kernels.cpu import convolution, elementwise, normalisation, sequences
@@ -27,7 +27,8 @@ if hasattr(signal, "SIGHUP"):
 # the fixture `library` stays the same from example to example
 settings.register_profile("minibn", deadline=None, max_examples=40,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-settings.register_profile("quick", parent=settings.get_profile("minibn"), max_examples=6)  # for mutation testing
+settings.register_profile("quick", parent=settings.get_profile("minibn"), max_examples=6, database=None,  # for mutation testing
+                          phases=[Phase.explicit, Phase.generate])  # a failure is enough: no search for the smallest
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "minibn"))
 
 OLDEST = "2023.12"  # of the standard's versions, that will do: see `minibn.backend`

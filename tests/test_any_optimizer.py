@@ -540,7 +540,7 @@ def test_the_stream_comes_to_rest_at_the_closed_form():
 
 
 def test_what_plain_adam_misses():
-    """With lr / P' and unchanged betas a constant factor of the step remains: 0.914 at β2 = .999, .999 at β2 = .95."""
+    """With the converted betas, lr / P' is a constant factor of the lr needed: 0.914 at β2 = .999, .999 at β2 = .95."""
     for beta2, factor in ((0.999, 0.914), (0.95, 0.999)):
         a = 1 - 1e-3 * 0.1
         assert (1 - 0.9 * a) / 0.1 * math.sqrt((1 - beta2) / (1 - beta2 * a**2)) == pytest.approx(factor, abs=5e-4)

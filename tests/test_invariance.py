@@ -397,6 +397,13 @@ def test_what_is_not_finite_at_any_scale_is_not_invariant(scales):
     assert not gradient.is_scale_invariant()
 
 
+def test_probe_measures_integers_as_numbers_that_may_be_negative():
+    """A difference of unsigned integers would wrap around."""
+    found = probe(lambda p: (np.uint8(10 - 2 * p["w"]), {"w": np.uint8(20 - 2 * p["w"])}), {"w": np.array(1.0)}, scales=[2.0])
+    assert found.value_gap == pytest.approx(2 / 8)
+    assert found.gradient_gap == pytest.approx((2 * 16 - 18) / 18)
+
+
 @pytest.mark.parametrize("scales", [[], [1.0], [0.0], [-2.0], [float("nan")]])
 def test_probe_refuses_scales_that_measure_nothing(scales):
     with pytest.raises(ValueError, match="probe needs (at least one scale|scales above 0 and other than 1)"):

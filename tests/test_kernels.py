@@ -38,10 +38,10 @@ def convolution(draw, rng):
 
 
 def sets(draw, rng):
-    """dy, x (B, R, G, S) with means far from 0, μ, 1/σ, γ, β."""
+    """dy, x (B, R, G, S) with means far from 0, μ, 1/σ, γ, β. No σ is far below 1: errors grow with 1/σ."""
     shape = draw(st.sampled_from([1, 2, 5])), draw(st.integers(2, 60)), draw(sizes), draw(sizes)
     dy, x = rng.standard_normal((2, *shape))
-    x = x + 3 * rng.standard_normal((1, 1, *shape[2:]))
+    x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True) + 3 * rng.standard_normal((1, 1, *shape[2:]))
     mean, var = reference.moments(x)
     affine = rng.standard_normal((2, *shape[2:])) if draw(st.booleans()) else (None, None)
     return dy, x, mean, reference.inverse_std(mean, var, draw(st.sampled_from([0.0, 0.1]))), *affine
@@ -252,6 +252,26 @@ def test_moments_are_accurate_where_the_mean_is_large(implementation, ratio):
     np.testing.assert_allclose(var, exact.var(axis=1, keepdims=True), rtol=1e-3)
     naive = np.mean(x * x, axis=1, dtype="float32") - np.mean(x, axis=1, dtype="float32") ** 2
     assert ratio < 1e4 or np.abs(naive / exact.var(axis=1) - 1).max() > 0.1
+
+
+@pytest.mark.parametrize("implementation", [reference, cpu, device])
+def test_moments_are_accurate_where_the_first_rows_are_far_from_the_others(implementation):
+    """A first mean of the first rows alone is then as wrong as it can be, √15 standard deviations."""
+    x = np.random.default_rng(0).standard_normal((1, 4000, 2, 1)).astype("float32")
+    x[:, :250] += 1e4
+    exact = x.astype("float64")
+    mean, var = implementation.moments(x)
+    np.testing.assert_allclose(mean, exact.mean(axis=1, keepdims=True), atol=1e-5 * exact.std())
+    np.testing.assert_allclose(var, exact.var(axis=1, keepdims=True), rtol=5e-5)
+
+
+def test_an_infinite_or_missing_number_gives_no_warning_and_no_finite_moments():
+    for value in (np.inf, np.nan):
+        x = np.zeros((1, 320, 2, 1), "float32")
+        x[0, -1, 0] = value
+        mean, var = cpu.moments(x)
+        assert not np.isfinite([mean[0, 0, 0, 0], var[0, 0, 0, 0]]).any()
+        assert mean[0, 0, 1, 0] == var[0, 0, 1, 0] == 0
 
 
 @pytest.mark.parametrize("first_mean", [1.0, 1 + 1e-4])

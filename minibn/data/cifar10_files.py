@@ -1,6 +1,6 @@
 """The files of CIFAR-10 (Krizhevsky, 2009), read and checked: the binary form and the pickled "python" form.
 
-Neither is shipped: https://www.cs.toronto.edu/~kriz/cifar.html has both archives. No file is
+minibn ships neither; https://www.cs.toronto.edu/~kriz/cifar.html has both archives. No file is
 trusted. A pickle can run any program and ask for any amount of memory when it is opened, so
 `minibn.data.pickles` reads it.
 """

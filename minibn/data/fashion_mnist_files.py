@@ -1,7 +1,7 @@
 """The four files of Fashion-MNIST (Xiao, Rasul & Vollgraf, 2017), read and checked.
 
-They are not shipped: Debian and Ubuntu have them as the package dataset-fashion-mnist, and so has
-https://github.com/zalandoresearch/fashion-mnist.
+minibn does not ship them. They are in the package dataset-fashion-mnist of Debian and Ubuntu, and
+at https://github.com/zalandoresearch/fashion-mnist.
 """
 
 import hashlib

@@ -5,10 +5,10 @@ the loss does not depend on the scale of the weights, SGD with weight decay equa
 learning rate that grows exponentially. `streams` derives and converts any schedule of SGD;
 `closed_forms` has the schedules that the paper names.
 
-The same holds for other optimisers, which is not in the paper: `any_optimizer` removes decoupled
-weight decay from any of them, `adam` turns AdamW into a schedule for stock Adam, `lion` Lion into
-one for stock Lion. `methods` is the table of all optimisers. `averages` and `clipping` have what
-else looks at the scale.
+For other optimisers, the theorems are not in the paper. `any_optimizer` removes decoupled weight
+decay from any optimiser. `adam` turns AdamW into a schedule for stock Adam, and `lion` turns Lion
+with weight decay into a schedule for stock Lion. `methods` is the table of all optimisers.
+`averages` and `clipping` convert what else depends on the scale of the weights.
 """
 
 from minibn.equivalence.adam import AdamFrame, adam_exponential, adam_with_decay, adam_without_decay

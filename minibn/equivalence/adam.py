@@ -11,7 +11,8 @@ with c and d to be found. Write a = P / P_previous. AdamW's m' = β1 m + (1 - β
 
     m̃' = c' P (β1 m + (1 - β1) g) = c' β1 (a / c) m̃ + c' (1 - β1) g̃
 
-Adam needs the two factors to be β̃1 and 1 - β̃1. They add up to 1 if, and for the squares likewise,
+Adam needs the two factors to be β̃1 and 1 - β̃1. Their sum must be 1, which gives c'. The squares
+give d' in the same way, with a² in place of a:
 
     c' = 1 / ((1 - β1) + β1 a / c)          β̃1 = 1 - c' (1 - β1)
     d' = 1 / ((1 - β2) + β2 a² / d)         β̃2 = 1 - d' (1 - β2)
@@ -21,8 +22,8 @@ moments at update q = 1, 2, … with its own betas, so
 
     r = √(d' (1 - β2^q) / (1 - β̃2^q))       ε̃ = r P ε       η̃ = (η / P') (r / c') (1 - β̃1^q) / (1 - β1^q)
 
-For constant η and λ the betas come to rest at β1 a and β2 a², a = 1 - η λ, and η̃ grows by 1/a per
-step: `adam_exponential` starts there.
+For constant η and λ the betas approach β1 a and β2 a² with a = 1 - η λ, and η̃ grows by the factor
+1/a per step. `adam_exponential` has these betas from the start.
 """
 
 from collections.abc import Iterable, Iterator
@@ -104,7 +105,8 @@ def adam_with_decay(schedule: Iterable[AdamStep], weight_decay: float | Iterable
     """The schedule of AdamW with the given weight decay that trains every scale-invariant network as `schedule` does.
 
     The inverse of `adam_without_decay`: removing, then adding the same weight decay gives back the
-    original numbers. Adding another restates the schedule. `add_adam_step` has the equations.
+    original numbers. Adding another weight decay restates the schedule. `add_adam_step` has the
+    equations.
 
     Args:
         schedule: iterable of `AdamStep` without weight decay.
@@ -186,9 +188,9 @@ def add_adam_step(step: AdamStep, frame: AdamFrame, weight_decay: float) -> tupl
     """One step of `adam_with_decay`: (`AdamStep` without decay, frame) -> (AdamStep with it, frame after it).
 
     The equations at the top of this file, solved for the numbers of AdamW.
-    c' = (1 - β̃1) / (1 - β1) and β̃1 = c' β1 a / c give c' = (1 - β̃1) + β̃1 c / a, and β1; d' and
-    β2 likewise with a². The last equation gives s = η / P', and with P' = (1 - η λ) P that is
-    η = s P / (1 + s P λ).
+    c' = (1 - β̃1) / (1 - β1) and β̃1 = c' β1 a / c give c' = (1 - β̃1) + β̃1 c / a, and then β1. d'
+    and β2 are computed in this way with a² in place of a. The last equation gives s = η / P', and
+    with P' = (1 - η λ) P that is η = s P / (1 + s P λ).
     """
     scale, previous, c, d, t = frame
     if step.weight_decay:

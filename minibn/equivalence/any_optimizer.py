@@ -1,6 +1,7 @@
 """Theorems A and B: decoupled weight decay can be removed from any optimiser, exactly. Not in the paper.
 
-Decoupled decay shrinks the weights beside the update; AdamW, Lion, Muon and SGD with `shrink` have it:
+Decoupled decay shrinks the weights directly, apart from the update. AdamW, Lion, Muon and SGD with
+`shrink` have it:
 
     w' = (1 - δ) w - η u        δ = η λ,   u: what the optimiser makes of all gradients so far
 
@@ -13,7 +14,8 @@ The gradient at w̃ is g̃ = P g, so the optimiser can be given g̃ / P, which i
 run with weight decay, whatever u is: eps, clipping, bias correction, an orthogonalised matrix, a sign. The recipe is
 `gradient / P, lr / P', weight_decay = 0`. The only condition is δ < 1.
 
-The same for another weight decay. Let λ2 be the weight decay wanted, w2 the weights of that run and w = P w2. Then
+The theorem can also change the weight decay to another one. Let λ2 be the weight decay wanted, w2
+the weights of the run that has it, and w = P w2. Then
 
     (1 - δ) P w2 - η u = P' ((1 - η2 λ2) w2 - η2 u)    if    P' = P (1 - δ) / (1 - η2 λ2),   η2 = η / P'
 
@@ -208,10 +210,10 @@ def scale_after(schedule: Iterable[StepNumbers], steps: int) -> float:
 
 
 def reframe(step: S, scale: float, weight_decay: float = 0.0, t: int = 0) -> tuple[S, float]:
-    """Theorem A for one step: (step object with decoupled decay, P) -> (the same at `weight_decay`, P').
+    """Theorem A for one step: (step object with decoupled decay, P) -> (step object with `weight_decay` instead, P').
 
-    Give the optimiser the gradient divided by P with it. t is the step's number in error messages; errors as in
-    `Reframed.step`.
+    The new step object goes with the gradient divided by P. t is the step's number in error
+    messages. The errors are those of `Reframed.step`.
 
     Example:
         >>> from minibn.optim import LionStep
@@ -268,10 +270,11 @@ def transport(state: Mapping[str, float], constants: Mapping[str, float], degree
     """Theorem B: what to multiply in an optimiser of your own, given the gradients at w / P as they are.
 
     A state entry has the degree d if gradients c times as large make it c^d times as large: 1 for a mean of gradients, 2
-    for a mean of squares. Likewise for a constant that is compared with or added to something of degree d: 1 for Adam's eps
-    or a clipping threshold, 2 for an eps under the root, -1 for a length in the units of the weights (SAM's radius). The
-    update u has the degree k: 1 for SGD, 0 for Adam. If u looks at the weights too, make the weights c times as large
-    and the gradients c times as small: u is then multiplied by c^-k (k = -1 for a trust ratio). Then, before each step,
+    for a mean of squares. A constant has the degree of what it is compared with or added to: 1 for
+    Adam's eps or a clipping threshold, 2 for an eps under the root, -1 for a length in the units of
+    the weights (SAM's radius). The update u has the degree k: 1 for SGD, 0 for Adam. If u depends
+    on the weights, too, make the weights c times as large and the gradients c times as small: u is
+    then multiplied by c^-k (k = -1 for a trust ratio). Then, before each step,
 
         state_i <- (P / P_previous)^d_i state_i        constant_i <- P^d_i constant_i        lr = η / (P^k P')
 

@@ -1,14 +1,14 @@
 """Averages of weights (EMA, SWA, Lookahead) of a run without weight decay. Not in the paper.
 
-Let w = P w̃ be the weights of the run with weight decay, P' those of w' = P' w̃' after a step. Its
-average is E' = μ E + (1 - μ) w'. P shrinks, so the same average of w̃ would weigh late weights
-more. Give the average a frame of its own, E = Q Ẽ, and insert:
+Let w = P w̃ be the weights of the run with weight decay, and w' = P' w̃' the weights after a step.
+The average of the run is E' = μ E + (1 - μ) w'. P shrinks, so an average of w̃ with the same μ
+would give late weights more weight. Give the average a scale Q of its own, E = Q Ẽ, and insert:
 
     Q' = μ Q + (1 - μ) P'        μ̃ = μ Q / Q'        Ẽ' = μ̃ Ẽ + (1 - μ̃) w̃'
 
-So the converted run averages with μ̃ instead of μ, and Ẽ differs from E by its scale alone, which a
-scale-invariant network does not see. Start with Ẽ = w̃ and Q = P. P is the `scale` of `undecayed`,
-or `frame_after(…).scale`.
+So the converted run averages with μ̃ instead of μ. Ẽ differs from E by its scale alone, on which a
+scale-invariant network does not depend. Start with Ẽ = w̃ and Q = P. P is the `scale` of
+`undecayed`, or `frame_after(…).scale`.
 
 Example: an exponential average of the weights of a converted optimiser, after each of its steps
 
@@ -44,7 +44,8 @@ def ema(mu: float, average: Array, average_scale: float, weight: Array, scale: f
 def swa(count: int, average: Array, average_scale: float, weight: Array, scale: float) -> tuple[Array, float]:
     """Stochastic weight averaging (Izmailov et al., 2018), the plain mean: (Ẽ', Q') with w̃' as the `count`-th weights.
 
-    `ema` with μ = 1 - 1/count. Arguments and result as there; count is 1 for the first weights.
+    `ema` with μ = 1 - 1/count. Arguments and result are those of `ema`; count is 1 for the first
+    weights.
 
     Example:
         >>> swa(1, 0.0, 1.0, 8.0, 0.5)

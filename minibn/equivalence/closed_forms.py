@@ -19,7 +19,7 @@ Phases: TypeAlias = Sequence[tuple[float, float]]  # (steps, lr) of each phase; 
 
 
 def fixed_point(lr: float, momentum: float, weight_decay: float) -> tuple[float, float]:
-    """(α, κ): by which factor constant lr with weight decay shrinks the weights each step, and its κ, once steady.
+    """(α, κ): the factor by which constant lr and weight decay shrink the weights in each step, and κ, both at the fixed point.
 
         α is the larger root of x² - (1 + γ - ηλ) x + γ = 0        κ = λ / (α - γ)
 

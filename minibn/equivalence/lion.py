@@ -5,14 +5,14 @@ gradients g = g̃ / P, and let the mean of the run without weight decay, after t
 
     m̃ = c P m
 
-Write a = P / P_previous. The mean is an average, as Adam's is, so c and β2 change as Adam's c and
-β1 do:
+Write a = P / P_previous. The mean is an average like Adam's, so c and β2 change as Adam's c and β1
+do:
 
     c' = 1 / ((1 - β2) + β2 a / c)          β̃2 = 1 - c' (1 - β2)
 
-The update is the sign of β1 m + (1 - β1) g, with the mean from before the step. In m̃ and g̃, times
-P, that is β1 (a / c) m̃ + (1 - β1) g̃. A sign does not see a positive factor, so divide by the sum
-of the two coefficients:
+The update is the sign of β1 m + (1 - β1) g, with the mean from before the step. P times this is β1
+(a / c) m̃ + (1 - β1) g̃. A positive factor does not change a sign, so divide by the sum of the two
+coefficients:
 
     β̃1 = β1 (a / c) / (β1 (a / c) + 1 - β1)          η̃ = η / P'          P' = (1 - η λ) P
 
@@ -95,7 +95,7 @@ def lion_with_decay(schedule: Iterable[LionStep], weight_decay: float | Iterable
     """The schedule with the given weight decay with which Lion trains every scale-invariant network as under `schedule`.
 
     The inverse of `lion_without_decay`: removing, then adding the same weight decay gives back the
-        original numbers.
+    original numbers.
 
     Args:
         schedule: iterable of `LionStep` without weight decay.

@@ -129,8 +129,8 @@ def frame_after(schedule: Schedule, steps: int, *, band: float | None = 2.0**32,
     """The `Frame` of `remove_weight_decay(schedule, band=band, frame=frame)` after `steps` steps.
 
     With it a run can change its form at any step and end in the same network:
-    `weight, velocity = frame.remove(weight, velocity)` goes on as the converted run, `frame.add`
-    the other way.
+    `weight, velocity = frame.remove(weight, velocity)` turns the run into the converted one,
+    `frame.add` turns it back.
 
     Raises:
         ValueError: the schedule is shorter than `steps`, or has no conversion.
@@ -158,14 +158,14 @@ def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], 
     `s = η̃_t P_t²`,
         drag = λ_t + γ_t κ_t      α = 1 / (1 + s drag)      η_t = α s      then κ and P as there.
     `add_step` has the general case. Removing, then adding the same weight decay (and shrink) gives
-    back the original numbers. Removing, then adding another restates any schedule at any weight
-    decay.
+    back the original numbers. Removing it and adding another weight decay restates any schedule at
+    any weight decay.
 
     Args:
         schedule: iterable of `Step` without weight decay and shrink; `kick` and `rescale` are taken
             into the frame.
         weight_decay: λ, a number or an iterable of numbers, one per step.
-        shrink: δ, likewise: decoupled decay.
+        shrink: δ, the decoupled decay: a number or an iterable of numbers.
         frame: the change of variables before the first step.
 
     Yields:

@@ -25,11 +25,11 @@ with app.setup:
 @app.cell
 def introduction():
     mo.Html("""<div class="explore"><h1>Weight decay is a learning-rate schedule</h1>
-<p>Before a normalisation layer the length of the weights does not matter. Only their direction does. Weight decay makes
+<p>The length of the weights before a normalisation layer does not matter. Only their direction does. Weight decay makes
 the weights shorter, so it cannot change what the network computes. It changes how far the next steps turn the weights.
-A larger learning rate does that too.</p>
-<p>So there are always two runs below. The usual one has weight decay. The other has none, and a learning rate that
-minibn computes. They are the same training, step by step. Move a slider and see.</p></div>""")
+A larger learning rate does the same.</p>
+<p>So this page always shows two runs. The usual run has weight decay. The converted run has none, and a learning rate
+that minibn computes. They are the same training, step by step. Move a slider and watch.</p></div>""")
     return
 
 
@@ -86,8 +86,9 @@ def compute(end, lr, momentum, optimizer, schedule, warmup, weight_decay):
 @app.cell
 def results(found):
     mo.Html(f"""<div class="explore">{page.verdict(found)}<div class="key">{chart.KEY}</div>{page.panels(found)}
-<p>The first four charts show 64 weights for {found.settings.steps} steps. Their gradient is pure noise, as late in training.
-As in every normalised network it lies at a right angle to the weights, and the shorter they are, the larger it is.</p>
+<p>The first four charts show 64 weights for {found.settings.steps} steps. Their gradient is pure noise, as it is late in
+training. As in every normalised network, the gradient is orthogonal to the weights. The shorter the weights, the larger the
+gradient.</p>
 <h2>How far weight decay may go</h2>{page.limit(found)}
 <h2>The same in Python</h2>{page.code_block(found.settings)}</div>""")
     return

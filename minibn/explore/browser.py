@@ -18,7 +18,7 @@ def chromium() -> str | None:
     return found if find_spec("playwright") else None
 
 
-def picture(file: str, *, width: int = 1200, height: int = 1265) -> None:
+def picture(file: str, *, width: int = 1200, height: int = 1252) -> None:
     """Start the explorer, open it, and write a PNG of what a window of this size shows.
 
     Args:

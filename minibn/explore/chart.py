@@ -139,11 +139,11 @@ def gauge(title: str, value: float, limit: float) -> str:
              f'<rect class="beyond" x="{edge:.1f}" y="{middle - 12}" width="{end - edge:.1f}" height="24"/>',
              *(f'<path class="ray" d="M{h:.1f} {middle + 12}L{h + 10:.1f} {middle - 12}"/>' for h in np.arange(edge, end - 9, 8)),
              _text((20 + edge) / 2, middle - 22, "there is a conversion", "middle"),
-             _text((edge + end) / 2, middle - 22, "none", "middle"),
+             _text((edge + end) / 2, middle - 22, "no conversion", "middle"),
              f'<path class="mark" d="M{edge:.1f} {middle - 18}V{middle + 18}"/>',
              _text(edge, middle + 34, f"limit {number(limit)}", "middle"),
              f'<circle class="{kind} yours" cx="{x:.1f}" cy="{middle}" r="9"/>',
-             _text(min(max(x, 50), end - 30), middle + 54, f"yours {number(value)}", "middle")]
+             _text(min(max(x, 60), end - 50), middle + 54, f"your value {number(value)}", "middle")]
     return _svg(WIDTH, 122, title, parts)
 
 

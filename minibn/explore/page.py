@@ -74,8 +74,8 @@ def verdict(found: Shown) -> str:
     """The sentence above the charts: whether the two runs are one training, and with which numbers."""
     refused = found.noise.converted.refused
     if not refused:
-        return _filled('<div class="big">Both runs turn the weights alike: the largest angle between them is {gap} radians, '
-                       "which is rounding. At the end lr is {lr-usual} with weight decay and {lr-converted} without; "
+        return _filled('<div class="big">Both runs turn the weights in the same way: the largest angle between them is {gap} '
+                       "radians, which is rounding. At the end lr is {lr-usual} with weight decay and {lr-converted} without; "
                        "the weights are {norm-usual} and {norm-converted} long.</div>", found)
     alone = ("goes on alone, until its weights leave the range of floating-point numbers." if found.noise.usual.refused else
              "goes on alone.")
@@ -83,7 +83,7 @@ def verdict(found: Shown) -> str:
            "then, so that this does not happen." if "float range" in refused else
            "weight decay would carry the weights through zero. lr × weight decay is {product}; with this schedule it may be "
            f"at most {{largest-product}}. The usual run {alone}")
-    return _filled('<div class="big refused">There is no run without weight decay that does the same here. At step '
+    return _filled('<div class="big refused">Here no run without weight decay trains in the same way. At step '
                    f"{{refused-step}} {why}</div>", found)
 
 
@@ -100,23 +100,24 @@ def panels(found: Shown) -> str:
     def measured(run):
         return run.measured
 
-    shape = {"constant": "At a constant lr it grows exponentially: a straight line here.",
-             "exponential": "Growth of lr and weight decay are two forms of the same thing."}.get(
-                 settings.schedule, "Where yours falls, it falls too, or grows more slowly.")
+    shape = {"constant": "For a constant lr it grows exponentially: a straight line on this logarithmic axis.",
+             "exponential": "A growing lr and weight decay are two forms of the same thing."}.get(
+                 settings.schedule, "Where your schedule falls, the converted one falls too, or grows more slowly.")
     balance = ("There is no formula for their balance with these settings." if math.isnan(n["norm-predicted"]) else
-               "They balance near {norm-predicted}, says the formula for the last lr. Measured late in the run: {norm-measured}.")
+               "The formula for the last lr says that they balance near {norm-predicted}. Measured late in the run: "
+               "{norm-measured}.")
     turning = ("" if math.isnan(n["angle-predicted"]) else
                "Predicted for the last lr: {angle-predicted} radians. Measured late in the run: {angle-measured}.")
     return _grid([
         (chart.chart("Learning rate (lr)", both(lambda run: range(len(run.lr)), lambda run: run.lr), steps=steps),
-         f"Usual: your schedule. Converted: what replaces weight decay. {shape}"),
+         f"Usual: your schedule. Converted: the schedule that makes up for the missing weight decay. {shape}"),
         (chart.chart("Length of the weights, |w|", [*both(lambda run: range(len(run.norm)), lambda run: run.norm),
                                                     Line("predicted", a.measured, norm)], steps=steps),
          f"Weight decay makes the usual weights shorter, steps make them longer. {balance}"),
         (chart.chart(f"Effective learning rate, {unit}", [*both(measured, lambda run: run.effective_lr),
                                                           Line("predicted", a.measured, effective)], steps=steps),
-         "This is what trains a normalised network. The two runs differ by the weight decay of one step only. It ends at "
-         "{effective-usual}."),
+         "This is what trains a normalised network. The two curves differ only by the weight decay of a single step. The "
+         "usual one ends at {effective-usual}."),
         (chart.chart("Angle per step, in radians", [*both(measured, lambda run: run.angle),
                                                     Line("predicted", a.measured, found.angle)], steps=steps, floor=1e-12),
          f"How far each step turns the weights: the same in both runs. {turning}"),
@@ -133,12 +134,12 @@ def _drawn(pair):
     ended = f" The converted run ends at step {len(pair.converted.lr)}." if pair.converted.refused else ""
     return [
         (chart.plane("Two weights only, w₁ and w₂", paths, toys.landscape, reach=reach, marks=5, rays=True),
-         f"Another loss, {steps} steps. The stronger the green, the lower it is: only the direction counts. Every fifth step is "
-         f"marked: both runs lie on one ray from the middle.{left}{ended}"),
+         f"Another loss, {steps} steps. The stronger the green, the lower the loss, which depends on the direction only. Every "
+         f"fifth step is marked: there, both runs lie on one ray from the middle.{left}{ended}"),
         (chart.plane("Their direction, step by step", [(kind, _spiral(path, steps + 1)) for kind, path in paths],
                      toys.landscape, reach=1.08, marks=5, rays=False),
-         "The same two runs without their lengths: each point lies in the direction of the weights, and further out with "
-         f"every step. The runs lie on each other.{ended}")]
+         "These two runs again, without their lengths. Each point lies in the direction of the weights, and further out with "
+         f"every step. The two curves lie on top of each other.{ended}")]
 
 
 def _spiral(path, steps):
@@ -151,9 +152,9 @@ def limit(found: Shown) -> str:
     """How far weight decay may go, and what happens beyond."""
     return _grid([
         (chart.gauge("lr × weight decay", found.numbers["product"], found.numbers["largest-product"]),
-         "At the highest lr it is {product}. Up to {largest-product} (weight decay {largest-weight-decay}) there is a "
-         "schedule without weight decay. Beyond, weight decay carries the weights through zero, and no lr can do that: "
-         f"the usual run still trains, but has no equal. {_why(found.settings)}")], found, "panels wide")
+         "At the highest lr it is {product}. Up to {largest-product} (weight decay {largest-weight-decay}) the schedule can be "
+         "converted. Beyond this limit, weight decay carries the weights through zero, and no learning rate can do that: "
+         f"the usual run still trains, but it cannot be converted. {_why(found.settings)}")], found, "panels wide")
 
 
 def _why(settings):

@@ -15,7 +15,7 @@ from minibn.degree import Form, subtract
 
 
 class RowSpace:
-    """All sums of multiples of the rows added so far, which are linear forms {name: coefficient}.
+    """The span of the rows added so far (all sums of their multiples). Rows are linear forms {name: coefficient}.
 
     Attributes:
         rows: {pivot: row}. Each row has 1 at its own pivot and 0 at every other one.
@@ -31,7 +31,7 @@ class RowSpace:
         self.rows: dict[str, Form] = {}
 
     def add(self, row: Mapping[str, int | Fraction]) -> bool:
-        """Add a row; returns whether it was new, that is no sum of multiples of those before it."""
+        """Add a row; returns whether it was new, that is, not a sum of multiples of earlier rows."""
         rest: Form = {name: Fraction(c) for name, c in row.items()}
         for pivot in [name for name in row if name in self.rows]:
             rest = _without(rest, pivot, self.rows[pivot])

@@ -35,8 +35,8 @@ def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarra
         names: the parameters that are multiplied by c, all if None. A dict {name: exponent a}
             multiplies by c^a.
         scales: the c that are tried, all above 0 and not 1. The worst counts. The default spans
-            what a conversion with a `band` of 2**8 uses: a symmetry near the present weights alone
-            is none.
+            what a conversion with a `band` of 2**8 uses: a function that is invariant only near the
+            present weights must not pass.
 
     Returns:
         Probe: for each of the three the worst gap over all `scales`; NaN if f is not finite.

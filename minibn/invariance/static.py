@@ -14,11 +14,11 @@ from minibn.invariance.elimination import RowSpace, null_space
 def symmetries(model: nn.Module) -> "Symmetries":
     """All rescalings `p -> c**a_p p`, c > 0, of parameters that leave the model's output unchanged -> `Symmetries`.
 
-    Paper, appendix C, with an unknown exponent a_p for each parameter in place of one for all. What
-    is found is exact. What is not found are coincidences, such as
-    BatchNorm(x + BatchNorm(x)) = BatchNorm(x), and weights without any effect.
+    This is the paper's appendix C, with an unknown exponent a_p for each parameter instead of one
+    for all. The symmetries found are exact. Coincidences, such as BatchNorm(x + BatchNorm(x)) =
+    BatchNorm(x), and weights without any effect are not found.
 
-    What a layer says in `degree` is believed, so `testing.check_degree` checks it by measurement.
+    The `degree` of each layer is taken as true; `testing.check_degree` checks it by measurement.
 
     Raises:
         TypeError: a module does not define `degree`, or it has a `forward` of its own and inherits
@@ -76,8 +76,8 @@ class Symmetries:
         equations: iterable of `degree.Equation` between the parameters' exponents.
         cancelled_by: {name of a parameter: the normalisations that cancel its scale}.
         eps: {normalisation: its eps}, where that is not 0.
-        sizes: {name: number of entries}. Where sets overlap and another choice has half as many
-            entries again, that is taken.
+        sizes: {name: number of entries}. If sets overlap and another choice of sets has more than
+            1.5 times as many entries, that choice is taken.
 
     Attributes:
         names: all parameters, in the network's order.

@@ -4,9 +4,9 @@
     | cpu       | the same for NumPy: chunks that stay in the cache, on several threads                   |
     | device    | the same for CuPy, PyTorch and others: whole arrays, few launches                       |
 
-All have the same names and signatures. A layer calls `kernels.of(x)`, which picks the
-implementation for arrays like x. A layer never cuts arrays into chunks, and a kernel never knows a
-layer.
+The functions of all three have the same names and signatures. A layer calls `kernels.of(x)`, which
+picks the implementation for arrays like x. A layer never cuts arrays into chunks, and a kernel
+knows nothing about layers.
 """
 
 import os
@@ -40,7 +40,7 @@ def plain() -> Iterator[None]:
 
     For a debugger: a breakpoint in a layer's `backward` is then one call away from the equation of
     its docstring, on whole arrays. Also, `backward` refuses to run if an array that `forward` kept
-    was changed in between. Training is slower, some five times. The environment variable
+    was changed in between. Training is about five times slower. The environment variable
     `MINIBN_PLAIN=1` does the same for a whole process.
 
     Example:

@@ -1,10 +1,10 @@
 """Chunks of work, the threads that share them, and the memory that they reuse."""
 
 import ctypes
-import itertools
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -27,19 +27,19 @@ _workers: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("worker
 def threads(count: int | None = None) -> Iterator[None]:
     """Run NumPy's chunked work on `count` Python threads, this one among them, and every BLAS call on one.
 
-    Use it around a training loop of your own; `training.fit` and its like do so by themselves. Many
-    small matrix products on one BLAS thread each are faster than one large product on many. Results
-    have the same bits for any number of threads: the size of a chunk never depends on it, and
-    partial sums are added in the order of the chunks. Outside such a block everything runs in the
-    calling thread, and BLAS is left as it is.
+    Use it around a training loop of your own; `training.fit`, `evaluate` and `update_bn` do so by
+    themselves. Many small matrix products on one BLAS thread each are faster than one large product
+    on many. Results have the same bits for any number of threads: the size of a chunk never depends
+    on it, and partial sums are added in the order of the chunks. Outside such a block everything
+    runs in the calling thread, and BLAS is left as it is.
 
-    BLAS's limit belongs to the process. It is set when the first block of any thread begins, and
-    lifted when the last one ends.
+    The limit on BLAS's threads belongs to the process. It is set when the first block of any thread
+    begins, and lifted when the last one ends.
 
-    Inside, memory that is freed stays with the process. Otherwise the C library (glibc; others are
-    left alone) gives it back to the system after each step, and each page must be cleared again in
-    the next one, a tenth of its time. Set one of glibc's own `MALLOC_…` environment variables to
-    keep this off.
+    Inside a block, freed memory stays with the process. Otherwise the C library gives it back to
+    the system after each step, and each page must be cleared again in the next step, which takes a
+    tenth of its time. This is done for glibc only. To turn it off, set one of glibc's own
+    `MALLOC_…` environment variables.
 
     Args:
         count: number of Python threads, at least 1. None: as many as the surrounding block has, or
@@ -173,10 +173,14 @@ def map_chunks(function: Callable[[slice], Any], length: int, bytes_per_item: in
     slices = [slice(i * length // count, (i + 1) * length // count) for i in range(count)]
     results: list = [None] * count
     failed: list[int] = []
-    tickets = itertools.count()
+    waiting = deque(range(count))  # a deque is safe between threads, also in a Python without the interpreter's lock
 
     def work():
-        while (i := next(tickets)) < count and not failed:  # a free thread takes the next chunk; `next` holds the GIL
+        while waiting and not failed:
+            try:
+                i = waiting.popleft()
+            except IndexError:  # another thread took the last chunk
+                return
             try:
                 results[i] = function(slices[i])
             except BaseException:

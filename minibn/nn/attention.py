@@ -88,7 +88,7 @@ class CausalSelfAttention(Module):
         return kernel.add(kernel.add(dq, dk), dv)
 
     def degree(self, x: Degree) -> Degree:
-        """The softmax needs q · k of degree 0. Its means leave the degree of v as it is, and biases too."""
+        """The softmax needs q · k of degree 0. Its weighted means do not change the degree of v or of its biases."""
         q, k, v = self.q.degree(x), self.k.degree(x), self.v.degree(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm.degree(q), self.k_norm.degree(k)

@@ -52,7 +52,7 @@ class Sequential(Module):
         return dy
 
     def degree(self, x: Degree) -> Degree:
-        """Each module's in turn."""
+        """The degree is passed through each module in turn."""
         for module in self:
             x = module.degree(x)
         return x
@@ -83,12 +83,12 @@ class Residual(Module):
         return kernels.of(y).add(y, z)
 
     def backward(self, dy: Array) -> Array:
-        """The sum of what both paths return."""
+        """The sum of the input gradients of both paths."""
         dx = self.branch.backward(dy)
         return kernels.of(dx).add(dx, dy if self.shortcut is None else self.shortcut.backward(dy))
 
     def degree(self, x: Degree) -> Degree:
-        """Both paths must scale alike."""
+        """Both paths must have the same degree."""
         return self.branch.degree(x).joined(x if self.shortcut is None else self.shortcut.degree(x), self)
 
     def __repr__(self):

@@ -25,7 +25,7 @@ class Conv2d(Module):
     Backward: each pixel of dy goes back to the pixels of x that it was computed from. With x[…]
     those pixels, for one tap (u, v) of the kernel,
         dx[…] += dy @ W[u, v]ᵀ        dW[u, v] = Σ_{n, i, j} x[…]ᵀ dy        db = Σ_{n, i, j} dy
-    `kernels.reference` has these lines; `kernels.cpu` does the same as a few large matrix products.
+    `kernels.reference` has these lines; `kernels.cpu` computes them as a few large matrix products.
 
     Args:
         in_channels, out_channels: numbers of channels.
@@ -70,7 +70,7 @@ class Conv2d(Module):
         return dx
 
     def degree(self, x: Degree) -> Degree:
-        """Degree d -> d + a_W; padding makes what was one number per channel differ at the border."""
+        """Degree d -> d + a_W. With padding, a bias before it is no longer one number per channel: the border differs."""
         return (x.settled(self) if max(self.padding) else x).times(self.weight).plus(self.bias)
 
     def __repr__(self):

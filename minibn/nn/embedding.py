@@ -22,9 +22,9 @@ def _table(rng, rows, columns, dtype, name):
 class Embedding(Module):
     """Row `W[i]` of a table for each integer i: `y[…] = W[x[…]]`.
 
-    Backward: row v of dW is the sum of dy over all places where x is v: `dW = onehot(x)ᵀ dy`. It
-    adds in a fixed order, so two runs agree to the last bit. Integers have no gradient: `backward`
-    returns None.
+    Backward: row v of dW is the sum of dy over all places where x is v: `dW = onehot(x)ᵀ dy`. The
+    sum is taken in a fixed order, so two runs agree to the last bit. Integers have no gradient:
+    `backward` returns None.
 
     Shapes: x (N, …) integers from 0 to V - 1, W (V, C), y (N, …, C).
 
@@ -35,8 +35,8 @@ class Embedding(Module):
         dtype: "float32" or "float64".
 
     Raises:
-        ValueError: the input is empty, or an integer is out of range. On a GPU that check would be
-            a wait: there, its row is NaN.
+        ValueError: the input is empty, or an integer is out of range. On a GPU, that check would
+            have to wait for the device. There, the row of such an integer is NaN.
         TypeError: the input does not hold integers.
         RuntimeError: backward before forward.
     """
@@ -65,7 +65,7 @@ class Embedding(Module):
         self.weight.grad += kernels.of(dy).embed_backward(dy, x, self.num_embeddings)
 
     def degree(self, x: Degree) -> Degree:
-        """That of the table."""
+        """The degree of the table."""
         return x.looked_up(self.weight)
 
     def __repr__(self):
@@ -77,14 +77,15 @@ class Unembedding(Module):
 
     Backward: `dx = dy W`, and `dW = Σ dyᵀ x` is added to what the `Embedding` adds.
 
-    A tied table is in no scale-invariant set, since the logits grow with it;
-    `invariance.symmetries` finds what is left.
+    A tied table is in no scale-invariant set, since the logits grow with it.
+    `invariance.symmetries` finds the symmetries that remain.
 
     Shapes: x (N, …, C), W (V, C), y (N, …, V).
 
     Args:
-        embedding: the `Embedding`, at another place of the same network. Make this after the
-            network has moved, or move both together: they share one Parameter.
+        embedding: the `Embedding`, at another place of the same network. The two share one
+            Parameter. So make the `Unembedding` after the network was moved to a device, or move
+            both together.
 
     Raises:
         ValueError: the input is not (N, …, C).

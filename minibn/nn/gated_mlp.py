@@ -20,7 +20,8 @@ class GatedMLP(Module):
 
     Args:
         num_features: C.
-        hidden: width between; 8/3 C has as many weights as a plain MLP of 4 C.
+        hidden: the width between the two products. With 8/3 C, the layer has as many weights as a
+            plain MLP of 4 C.
         rng: numpy.random.Generator for the weights (`kaiming_normal`).
         dtype: "float32" or "float64".
 
@@ -47,7 +48,7 @@ class GatedMLP(Module):
         return kernel.add(self.gate.backward(dgate), self.up.backward(dup))
 
     def degree(self, x: Degree) -> Degree:
-        """The gate must have degree 0; the product has that of `up`."""
+        """The gate must have degree 0; the product has the degree of `up`."""
         return self.down.degree(self.gate.degree(x).fixed(self, "SiLU").multiplied(self.up.degree(x), self))
 
     def __repr__(self):

@@ -31,8 +31,8 @@ def kaiming_normal(rng: Generator, shape: tuple[int, ...], fan_in: int, dtype: s
 class Linear(Module):
     """Affine map `y = x W + b`.
 
-    Shapes: x (N, …, in), W (in, out), b (out,), y (N, …, out). PyTorch keeps W transposed, as (out,
-        in).
+    Shapes: x (N, …, in), W (in, out), b (out,), y (N, …, out). PyTorch keeps W transposed, as
+    (out, in).
 
     Backward, with dy the gradient of the loss with respect to y:
         dW = xᵀ dy        db = Σ_n dy_n        dx = dy Wᵀ

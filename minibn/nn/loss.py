@@ -1,9 +1,9 @@
 """Losses: a number forward, the gradient in the scores backward.
 
-The number is a 0-d array where the scores are (for NumPy, a float), so that a step of training
-waits for no GPU. Labels in main memory are checked at once. On a GPU that check would be such a
-wait: there, one wrong label makes the loss and its gradient NaN. `check`, which `training.fit`
-calls with all labels at its first step, waits and says what is wrong.
+The number is a 0-d array on the device of the scores (for NumPy, a float), so that a step of
+training waits for no GPU. Labels in main memory are checked at once. On a GPU the check would have
+to wait. There, one wrong label makes the loss and its gradient NaN. `training.fit` calls `check`
+with all labels at its first step, which waits and says what is wrong.
 """
 
 import math
@@ -14,7 +14,7 @@ from minibn.backend import Array, array_namespace, is_floating
 
 
 class Loss(Protocol):
-    """What training asks of a loss. If it has `check(scores, labels)` too, that is called once, with all labels."""
+    """What training requires of a loss. If it also has `check(scores, labels)`, this is called once, with all labels."""
 
     def __call__(self, scores: Array, labels: Array, /) -> Array:
         """The loss, a 0-d array."""

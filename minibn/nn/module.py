@@ -1,8 +1,8 @@
 """Parameter and Module: what every layer is made of.
 
-There is no tape. `forward` keeps what `backward` needs, `backward` adds to each `Parameter.grad`
-and returns the gradient with respect to the input; a breakpoint on either shows the equation of its
-docstring at work.
+There is no automatic differentiation. `forward` keeps what `backward` needs. `backward` adds to
+each `Parameter.grad` and returns the gradient with respect to the input. A breakpoint on either
+shows the equation of its docstring at work.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,9 +47,9 @@ class Module:
         raise TypeError(f"{type(self).__name__} must define forward(x)")
 
     def backward(self, dy: Array) -> Array:
-        """Given `dy`, the loss's gradient in the output: add to every `Parameter.grad`, return it in the input.
+        """Given `dy`, the loss's gradient in the output: add to every `Parameter.grad`, and return the gradient in the input.
 
-        Each `backward` belongs to the one `forward` before it and uses up what that kept.
+        Each `backward` belongs to the one `forward` before it, and uses up what that call kept.
         """
         raise TypeError(f"{type(self).__name__} must define backward(dy)")
 
@@ -58,7 +58,7 @@ class Module:
         raise TypeError(f"{type(self).__name__} must define degree(x), so that its rescalings can be found: see minibn.degree")
 
     def __call__(self, x: Array) -> Array:
-        """`forward(x)`, of a PyTorch tensor without its history."""
+        """`forward(x)`; if x is a PyTorch tensor, its history is left out."""
         return self.forward(backend.detach(x))
 
     def children(self) -> list[tuple[str, "Module"]]:
@@ -122,14 +122,14 @@ class Module:
         return self
 
     def eval(self: Self) -> Self:
-        """Same as `train(False)`."""
+        """`train(False)`."""
         return self.train(False)
 
     def to(self: Self, xp: str | Namespace | None = None, dtype: str | None = None, device: Any = None) -> Self:
         """Move every parameter and buffer to another array library, dtype (a name) or device; returns self.
 
-        Gradients are set to zero, and optimisers must be made after the move. None leaves that
-        property as it is.
+        Gradients are set to zero, and optimisers must be made after the move. An argument that is
+        None leaves that property as it is.
 
         Args:
             xp: "numpy", "cupy" or "torch", then with its default device (`backend.library`), or an
@@ -180,7 +180,7 @@ class Module:
             setattr(modules[path], name, backend.asarray(state[full], value))
 
     def keep(self, y: Array, *values: Any) -> Array:
-        """Remember `values` for `backward`, and that dy must look like y; returns y. The last line of `forward`.
+        """Remember `values`, and the shape and dtype of y, for `backward`; return y. The last line of `forward`.
 
         The arrays are kept, not copied: do not change them in place before `backward` has run.
         Inside `minibn.plain()` such a change is noticed.
@@ -189,7 +189,7 @@ class Module:
         return y
 
     def kept(self, dy: Array) -> tuple:
-        """What `forward` kept, once, after dy was checked against the output. The first line of `backward`.
+        """Return what `forward` kept, once, after dy has been checked against the output. The first line of `backward`.
 
         Raises:
             RuntimeError: there was no `forward` before this `backward`, or (inside

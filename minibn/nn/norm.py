@@ -1,10 +1,11 @@
 """Normalisation: BatchNorm, LayerNorm, GroupNorm and InstanceNorm on one core.
 
-All four do the same thing to different sets of numbers. With M numbers in a set,
+All four normalise sets of numbers, and differ in what makes up a set. With M numbers in a set,
     μ = Σ x / M        σ² = Σ (x - μ)² / M        x̂ = (x - μ) / √(σ² + ε)        y = γ x̂ + β
     dβ = Σ dy          dγ = Σ dy x̂                dx = (dx̂ - Σ dx̂ / M - x̂ Σ dx̂ x̂ / M) / √(σ² + ε),  dx̂ = γ dy
-The sums of dβ and dγ run over all that shares a channel. Images are seen as (B, R, G, S): B blocks of R rows, G groups of
-S channels. A set is all rows of one block and all channels of one group:
+The sums of dβ and dγ run over all numbers of a channel. Images are reshaped to (B, R, G, S): B
+blocks of R rows, G groups of S channels. A set is all rows of one block and all channels of one
+group:
 
     |              | B | R     | G          | S              |
     | BatchNorm    | 1 | N·H·W | C          | 1              |
@@ -145,7 +146,8 @@ class LayerNorm(_Normalisation):
 
     Args:
         each_position: normalise over the last axis alone, as PyTorch's `LayerNorm(num_features)` does, so that no position
-            sees another. None: not, and refuse sequences (N, T, C), which could be meant in either way.
+            depends on another. None: do not, and refuse sequences (N, T, C), since it is unclear
+            which of the two is meant.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, each_position: bool | None = None,

@@ -26,9 +26,10 @@ class StepNumbers:
 
     Subclasses have the fields `lr` and `weight_decay` and set
         limits: {field: (low, high)}. A number must lie between the two. 0 itself is allowed, other
-        limits are not. degree: k, the degree of the update in the gradients. Gradients c times as
-        large make the update c^k times as
-            large: 1 for SGD, 0 for methods that divide by the size of their gradients.
+            limits are not.
+        degree: k, the degree of the update in the gradients. Gradients c times as large make the
+            update c^k times as large. k is 1 for SGD, and 0 for methods that divide by the size of
+            their gradients.
     """
 
     __slots__ = ()
@@ -79,12 +80,12 @@ class Optimizer(Generic[S]):
     """Base class of optimisers: update `parameters` with one step object of `schedule` per `step()`.
 
     Subclasses set
-        step_type: the class of their step objects. entries: names of the state arrays, such as
-        ("velocity",). Each becomes an attribute, a list with one array per
-            parameter, which starts at zero.
-        update: the equation, for one parameter. elementwise: whether `update` computes each number
-        from the numbers at its place only. Then many parameters may
-            be given to it as one long array.
+        step_type: the class of their step objects.
+        entries: names of the state arrays, such as ("velocity",). Each becomes an attribute, a list
+            with one array per parameter, which starts at zero.
+        update: the equation, for one parameter.
+        elementwise: whether `update` computes each number from the numbers at its place only. Then
+            many parameters may be given to it as one long array.
 
     Args:
         parameters: list of `nn.Parameter`, as from `module.parameters()`.
@@ -135,7 +136,7 @@ class Optimizer(Generic[S]):
         raise TypeError(f"{type(self).__name__} must define update(step, weight, gradient, *state)")
 
     def step(self) -> S:
-        """Update every parameter with the schedule's next step object, and return that.
+        """Update every parameter with the schedule's next step object, and return this object.
 
         Raises:
             RuntimeError: the schedule has ended.
@@ -173,7 +174,7 @@ class Optimizer(Generic[S]):
         self.last = step
 
     def as_taken(self, steps: Iterable[S]) -> Iterable[S]:
-        """The step objects that `last` has when the schedule's first steps are `steps`: these, but for a converted optimiser."""
+        """What `last` is after each of `steps`, the schedule's first steps: the step itself, except in a converted optimiser."""
         return steps
 
     def _check(self, i: int, weight: Array, gradient: Array) -> None:
@@ -211,8 +212,8 @@ class Optimizer(Generic[S]):
         """Go on from `state`. The schedule, which must be fresh, is read up to the same step.
 
         Args:
-            state: as from `state_dict`. A list of arrays under the bare name of an entry will do
-                too.
+            state: as from `state_dict`. A list of arrays under the bare name of an entry is
+                accepted, too.
 
         Raises:
             RuntimeError: this optimiser has already taken steps.

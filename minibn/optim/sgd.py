@@ -63,7 +63,7 @@ _set_lr, _set_momentum, _set_weight_decay, _set_kick, _set_rescale, _set_lookahe
 
 
 def step_of(lr: float, momentum: float, weight_decay: float, lookahead: float, shrink: float) -> Step:
-    """`Step(lr, momentum, weight_decay, lookahead=lookahead, shrink=shrink)`, some three times as fast.
+    """`Step(lr, momentum, weight_decay, lookahead=lookahead, shrink=shrink)`, about three times as fast.
 
     For the inner loops of the conversions, which make a Step from Python floats nearly always.
     Floats within `Step.limits` are stored as they are. Everything else goes to `Step`, which

@@ -34,7 +34,7 @@ def settings(*, depth: int = 8, epochs: int = 24, batch: int = 48, optimizer: st
              weight_decay: float | None = None, seed: int = 0, dtype: str = "float64", backend: str = "numpy") -> Experiment:
     """The `Experiment`: warm-up over the first seventh of training, lr / 10 after 3/4 of it and again after 11/12.
 
-    Numbers of the optimiser's steps that are None are those of `DEFAULTS`.
+    Numbers of the optimiser's steps that are None are taken from `DEFAULTS`.
     """
     step = optimizer_numbers.chosen(DEFAULTS, optimizer, {
         "lr": lr, "momentum": momentum, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay})
@@ -76,7 +76,7 @@ def run(recipe: Experiment, folder: str | Path, progress: bool = True) -> bool:
 
 
 def table(recipe: Experiment, runs: Mapping[str, Run], gap: float) -> str:
-    """What the two runs have in common and what differs, as text; `gap` is the largest between their losses."""
+    """What the two runs have in common and what differs, as text. `gap` is the largest difference of their losses."""
     name = METHODS[recipe.optimizer].optimizer.__name__
     lines = [f"{f'conv weights, {name}':30}" + "".join(f"{name:>32}" for name in runs)]
 

@@ -16,10 +16,10 @@ The normalised score is BatchNorm in its population form: <x, w> has mean 0 and 
 falls with it. Weight decay keeps |w| small, so the effective lr and the error stay high. All seeds
 are simulated at once, as one array (seeds, m).
 
-Theorem 3.1 says more: with both, the error leaves even the best weights again. To test it, start
-there with long weights, `start=R e_1`, and count how many seeds have their first passage within
-`window`. From a random start the test would have no power: there the error exceeds any small level
-at once, with or without weight decay.
+Theorem 3.1 says more: with weight decay and normalisation, a run leaves even the best weights
+again. To test this, start from the best direction with long weights, `start=R e_1`, and count for
+how many seeds the error first exceeds its level within `window` steps. From a random start the test
+would show nothing: there the error exceeds any small level at once, with or without weight decay.
 """
 
 import math

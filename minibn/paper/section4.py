@@ -96,7 +96,7 @@ def bound(lr: ArrayLike, steps: ArrayLike, norm: float = 1.0, *, hessian: float 
 
         sqrt(W² (W² - |w_0|²) / (η² T)),   W² = max(|w_0|², Λη) + η² G² / |w_0|² + 2 η D
 
-    It holds for every scale-invariant loss, learning rate and T. It says something once it is below
+    It holds for every scale-invariant loss, learning rate and T. It is informative once it is below
     G.
 
     Args:

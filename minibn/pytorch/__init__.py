@@ -1,4 +1,4 @@
-"""The theorem for PyTorch users: one line in a training script, which goes on with its own loop, scheduler and checkpoints.
+"""The theorem for PyTorch: one line in a training script, which keeps its own loop, scheduler and checkpoints.
 
     from minibn.pytorch import remove_weight_decay, report
 

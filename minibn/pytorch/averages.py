@@ -1,10 +1,11 @@
 """BatchNorm's running averages, kept in step with weights that a conversion makes larger.
 
-The mean of a convolution's output is proportional to its weights, the variance to their square. So
-each entry of a running average has a degree k in the scale of each converted set. When the script's
-weights are P times the held ones, the script's average is P**k times the held one. After a step
-from P to P' the held average is multiplied by (P/P')**k, and evaluation agrees with the script's at
-every step. The degrees are measured, entry by entry.
+The *script's* weights and averages are those of the run with weight decay, the *held* ones those
+that the model holds. The mean of a convolution's output is proportional to its weights, and the
+variance to their square. So each entry of a running average has a degree k in the scale of each
+converted set. If the script's weights are P times the held ones, the script's average is P**k times
+the held one. After a step from P to P' the held average is multiplied by (P/P')**k, and evaluation
+agrees with the script's at every step. The degrees are measured, entry by entry.
 """
 
 from collections.abc import Callable, Sequence

@@ -14,13 +14,13 @@ class Check(NamedTuple):
     """Largest differences of the losses of three runs from the same point, over some steps.
 
     The control is the original run with its weights disturbed by one rounding. Some networks
-    magnify any difference, and there the conversion cannot be told from the control.
+    magnify any difference. In these, the conversion cannot be distinguished from the control.
 
     Attributes:
         gap: |converted - original|.
         control: |control - original|.
         between: |converted - control|.
-        steps: how many.
+        steps: number of steps.
     """
 
     gap: float
@@ -35,12 +35,14 @@ class Check(NamedTuple):
 
 
 def check(handle: Conversion, loss_fn: Callable[[torch.nn.Module], torch.Tensor], steps: int = 50) -> Check:
-    """
+    """Train copies of the model in three runs: the original, the conversion and a control.
+
     Args:
         handle: of a conversion that was made from a report.
-        loss_fn: `loss_fn(model)` gives a loss, of the next batch if it likes. All three runs call
-            it with the same random seeds, so let it draw its batch from torch's generator.
-        steps: at the present lr and weight decay.
+        loss_fn: `loss_fn(model)` returns a loss, which may be that of another batch in each call.
+            All three runs call it with the same random seeds, so let it draw its batch from torch's
+            generator.
+        steps: number of steps, at the present lr and weight decay.
     """
     if handle.found is None:
         raise ValueError("handle.check needs the model: convert with report(model, loss_fn), not with parameters")

@@ -2,8 +2,8 @@
 
 The gradient of each converted parameter is divided by P in a hook of that parameter, during backward. So `p.grad` is always
 the script's own gradient, and clipping, accumulation, GradScaler and logs need nothing more. `rules` takes the step.
-Where the change of variables stands is kept in the param groups under the key "minibn", as plain numbers, so `state_dict`
-saves it and `load_state_dict` brings it back.
+The present change of variables is kept in the param groups under the key "minibn", as plain
+numbers, so `state_dict` saves it and `load_state_dict` brings it back.
 """
 
 import math
@@ -33,8 +33,8 @@ class Conversion:
     Attributes:
         optimizers: those that are converted.
         optimizer: the first of them.
-        parameters: the set of their converted parameters.
-        sets: what has a common scale.
+        parameters: the set of all converted parameters.
+        sets: the sets of weights that have a common scale.
         band: how far P may leave 1, or None.
     """
 
@@ -72,7 +72,7 @@ class Conversion:
         return {s.name: s.parts[0].frame.scale for s in self.sets}
 
     def frame(self, which: torch.Tensor | Group) -> Frame:
-        """Where the change of variables stands: of a parameter, or of a param group's converted ones, if they agree."""
+        """The change of variables at present: of a parameter, or of the converted parameters of a param group, if they agree."""
         chosen = {which} if isinstance(which, torch.Tensor) else set(self.members(which))
         frames = {part.frame for s in self.sets for part in s.parts if chosen & set(part.members)}
         if len(frames) != 1:
@@ -84,7 +84,7 @@ class Conversion:
         return [p for p in group["params"] if p in self.parameters]
 
     def ratio(self, which: torch.Tensor | Group) -> float:
-        """How many times as large the weights would be in the script's own form: of a parameter, or of a param group's.
+        """How many times as large the script's own weights would be: of a parameter, or of a param group's converted parameters.
 
         Raises:
             ValueError: the converted parameters of this param group have different ones; ask for one parameter's.
@@ -249,7 +249,7 @@ class Conversion:
 
     @torch.no_grad()
     def unscale_(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Make p.grad the script's own gradient now, where backward did not come through the parameters.
+        """Make p.grad the script's own gradient now, if backward did not pass through the hooks of the parameters.
 
         That is so for FSDP (fully_shard) and `torch.func`. Call it before gradients are clipped there; else the step does it.
         """
@@ -261,15 +261,16 @@ class Conversion:
     # ---- the script's own form ----
 
     def original(self) -> AbstractContextManager[None]:
-        """`with handle.original():` the model has the script's own weights and running averages: for averaging, export, logs.
+        """In `with handle.original():` the model has the script's own weights and running averages: for exports, averages, logs.
 
-        What is written into the weights inside is kept: load or re-initialise converted weights here.
+        What you write into the weights inside is kept. So load or re-initialise converted weights
+        there.
         """
         return script_form.original(self)
 
     @torch.no_grad()
     def remove(self) -> None:
-        """Carry weights, momentum and running averages back to the script's own form; training goes on in it, without hooks."""
+        """Turn weights, momentum and running averages back into those of the script, which then trains on without hooks."""
         if not any(vars(optimizer).get("_minibn") is self for optimizer in self.optimizers):
             return
         self._read()

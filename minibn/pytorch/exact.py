@@ -129,9 +129,11 @@ class Loss:
 
     @torch.no_grad()
     def scatter(self, seed: int) -> None:
-        """Go to a random point near the model's own weights. What is 0 there, or next to 0 (a layer
-        scale of 1e-6), moves by 1:
-        a branch that nearly has no effect could not be measured."""
+        """Go to a random point near the model's own weights.
+
+        What is 0 there, or nearly 0 (a layer scale of 1e-6), moves by 1, since a branch with nearly
+        no effect could not be measured.
+        """
         generators: dict = {}
         for name, p in self.source.named_parameters():
             if name in self.parameters:

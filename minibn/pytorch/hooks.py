@@ -24,49 +24,52 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
                         decay: str | Delta | None = None, averages: bool = True, band: float | None = 2.0**8) -> Conversion:
     """From its next step on, `optimizer` trains without weight decay the network that it would have trained with it.
 
-    One line, after the optimizer was made, or in the middle of training. The held weights are 1/P
-    times as large as the script's would be. The function is the same: exactly for normalisations
-    with next to no eps, 1e-30 (see `report`).
+    Call it once, after the optimizer was made, or in the middle of training. Below, the *script's*
+    weights are those of the run with weight decay, and the *held* weights are those that the model
+    holds from now on. The held weights are 1/P times as large as the script's. The network computes
+    the same function, exactly if the eps of its normalisations is negligible, such as 1e-30 (see
+    `report`).
 
-    `p.grad` stays the script's own gradient, up to rounding: clipping, accumulation,
-    `torch.amp.GradScaler`, closures, DDP, any scheduler and logs of gradients need nothing more.
-    BatchNorm's running averages are carried along, so evaluation during training is right too.
-    Torch's `AveragedModel` (EMA, SWA) averages the script's weights. Other averages, exports and
-    logs of norms see these inside `with handle.original():`.
+    `p.grad` stays the script's own gradient, up to rounding. So clipping, accumulation,
+    `torch.amp.GradScaler`, closures, DDP, any scheduler and logs of gradients need no change.
+    BatchNorm's running averages are converted along with the weights, so evaluation during training
+    is right, too. Torch's `AveragedModel` (EMA, SWA) averages the script's weights. Other averages,
+    exports and logs of norms find these inside `with handle.original():`.
 
     Which optimizers: `torch.optim.SGD` with L2 decay and any momentum; and every optimizer with
     *decoupled* decay: AdamW, Adam, NAdam and RAdam with decoupled_weight_decay=True, Muon,
     Adafactor by name, any other class after a measurement on a clone of the optimizer. Decay that
     is added to the gradient of an adaptive method cannot be removed.
 
-    A checkpoint has weights and P in their converted form. Call this in every script that goes on
-    from one, before or after `optimizer.load_state_dict`. `handle.remove()` before saving makes an
-    ordinary checkpoint. One from before the conversion may be loaded as well. Weights are set by
-    hand inside `with handle.original():`; elsewhere that is noticed and refused.
+    A checkpoint holds the held weights and P. Call this function in every script that goes on from
+    such a checkpoint, before or after `optimizer.load_state_dict`. Call `handle.remove()` before
+    saving to get an ordinary checkpoint. A checkpoint from before the conversion may be loaded as
+    well. To set weights by hand, do so inside `with handle.original():`; elsewhere it is noticed
+    and refused.
 
     Args:
         optimizer: a torch optimizer, or several in a list if weights that are scale-invariant
             together are in different ones.
         found: `report(model, loss_fn)`. Or an iterable of Parameters, of lists of Parameters that
-            are scale-invariant together, or of param groups (`optimizer.param_groups[:1]`). Nothing
-            is checked then, and no running averages are carried.
+            are scale-invariant together, or of param groups (`optimizer.param_groups[:1]`). Then
+            nothing is checked, and running averages are not converted.
         mixed: what to do with weights that are scale-invariant only together and are decayed
-            differently. "error": refuse. "skip": do not convert them. "move": convert them: the
-            part of the decay that all have in common is removed, which is that of the most decayed.
-            The others grow in turn, so that their sizes relative to each other stay the script's.
-        decay: None: find out. "lr*wd" or "wd", by how much the optimizer's decay shrinks the
-            weights in a step, or a function f(param group, step) that gives it; "l2" for a subclass
-            of SGD that steps as SGD does.
-        averages: whether BatchNorm's running averages are carried along. γ and β before a layer
-            with a bias that BatchNorm follows are not converted then: the running mean would be a
-            sum of two different powers of P.
-        band: the held weights grow to at most `band` times the script's, then are scaled back, by a
-            power of two. In float16 (largest number 65504) leave room for the activations. None:
-            never.
+            differently. "error": refuse. "skip": do not convert them. "move": convert them. The
+            scale of the set then follows the member with the strongest decay. The other members
+            grow, so that the ratios between the members stay those of the script.
+        decay: by which fraction the optimizer's decay shrinks the weights in a step: "lr*wd", "wd",
+            or a function f(param group, step) that returns it. "l2" for a subclass of SGD that
+            steps as SGD does. None: find out.
+        averages: whether BatchNorm's running averages are converted along with the weights. If so,
+            γ and β before a layer that has a bias and is followed by BatchNorm are not converted:
+            the running mean would be a sum of two different powers of P.
+        band: the held weights grow to at most `band` times the script's. Then they are scaled back
+            by a power of two. In float16 (largest number 65504) leave room for the activations.
+            None: never scale back.
 
     Returns:
-        Conversion, a handle: `.remove()` goes back, `.scales` are the P, `.check(loss_fn)` tries it
-            on copies.
+        Conversion, a handle: `.remove()` goes back, `.scales` are the P, `.check(loss_fn)` tries
+            the conversion on copies.
 
     Raises:
         TypeError: the optimizer's weight decay cannot be removed; the message says why.
@@ -86,22 +89,22 @@ def add_weight_decay(optimizer: Optimizer | Sequence[Optimizer], weight_decay: f
                      decay: str | Delta | None = None, averages: bool = True) -> Conversion:
     """From its next step on, `optimizer` trains with `weight_decay` the network that it would have trained without any.
 
-    The inverse of `remove_weight_decay`, for scripts with an exponential schedule: their weights
-    stay of ordinary size. Arguments, limits and errors are those above; P is then the factor by
-    which the weights are smaller.
+    The inverse of `remove_weight_decay`, for scripts with an exponential schedule. It keeps their
+    weights at an ordinary size. Arguments, limits and errors are those of `remove_weight_decay`.
+    Here P is the factor by which the held weights are smaller than the script's.
     """
     Step(0.0, weight_decay=weight_decay)
     return _convert(optimizer, found, "added", float(weight_decay), "error", decay, averages, None)
 
 
 def effective_lr(optimizer: Optimizer, groups: Iterable | None = None, *, power: int | None = None) -> list[float]:
-    """`η / |w|**power` of each param group, for logging: with the same `groups`, a number that a conversion does not change.
+    """`η / |w|**power` of each param group, for logging. With the same `groups`, a conversion does not change this number.
 
-    η is the script's own learning rate and w the weights as they would be in the script's own form.
+    η is the script's own learning rate, and w the script's own weights.
 
     Args:
-        groups: which parameters make up w, as in `remove_weight_decay`. None: the converted ones of
-            a param group, of a param group that has none all.
+        groups: which parameters make up w, as in `remove_weight_decay`. None: the converted
+            parameters of a param group, or all if none is converted.
         power: None: 2 for SGD, whose updates shrink as 1/|w|, and 1 for other optimizers, whose
             updates do not.
 

@@ -58,7 +58,7 @@ class L2:
                 p.grad = None
 
     def complete(self, moves: list[Move]) -> bool:
-        """After a step that was broken off: whether it is complete for the converted weights. Else nothing of it is left."""
+        """After a step that was interrupted: whether it is complete for the converted weights. If not, it is undone."""
         return True
 
     def finish(self) -> None:
@@ -77,13 +77,13 @@ class L2:
                 torch._foreach_mul_(velocities, 1 / factor)
 
     def state(self, p: torch.Tensor) -> list[torch.Tensor]:
-        """What of the optimizer's state changes with the form."""
+        """The part of the optimizer's state that depends on the form."""
         buffer = self._buffer(p)
         return [] if buffer is None else [buffer]
 
     @torch.no_grad()
     def carry(self, p: torch.Tensor, frame: Frame, back: bool) -> None:
-        """Bring weights and velocity to the script's own form, or from it."""
+        """Turn weights and velocity into those of the script, or back."""
         buffer = self._buffer(p)
         go = frame.add if (self.form == "removed") == back else frame.remove
         weight, velocity = go(p, 0.0 if buffer is None else buffer)

@@ -52,7 +52,7 @@ class Measured(NamedTuple):
 
 
 def measure(loss: Loss) -> Measured:
-    """All rescaling symmetries of `loss`, at random points. Afterwards it stands at one of these."""
+    """All rescaling symmetries of `loss`, measured at random points. Afterwards `loss` stands at one of these points."""
     everything = list(loss.parameters)
     products: list[dict[str, float]] = []
     sizes: list[dict[str, float]] = []

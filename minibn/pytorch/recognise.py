@@ -2,7 +2,7 @@
 
 Only *decoupled* decay, which multiplies the weights and does nothing else, can be taken out of an
 adaptive method. Decay that is added to the gradient goes through the method's averages and square
-roots, and nothing takes it out of these again.
+roots, and cannot be separated from them.
 """
 
 from typing import Any
@@ -34,8 +34,8 @@ def rule_of(optimizer: Optimizer, form: str, weight_decay: float = 0.0, decay: s
     """The rule by which `optimizer` is converted.
 
     Args:
-        decay: None: find out. "l2": SGD's. "lr*wd", "wd": by how much the weights shrink in a step;
-            or f(group, step) for it.
+        decay: "l2": the decay of SGD. "lr*wd", "wd": the fraction by which the weights shrink in a
+            step; or a function f(group, step) that returns it. None: find out.
 
     Raises:
         TypeError: its weight decay cannot be taken out, or it is no optimizer; the message has the

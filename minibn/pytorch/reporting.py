@@ -14,19 +14,19 @@ HIDES = ("in {}: its class is not torch's own, and may hide an eps (a tensor, co
 
 
 def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Tensor], optimizer: Any = None) -> "Report":
-    """Measure which parameters of `model` are scale-invariant; of the model itself nothing is changed.
+    """Measure which parameters of `model` are scale-invariant. The model itself is not changed.
 
-    All is measured on a copy in float64, in training mode, at random weights. The number of
-    backward passes is about that of the parameter tensors that are not scale-invariant alone, so a
-    small batch will do. Each group is tried over the whole range of scales that a conversion uses,
-    2**-8 to 2**8.
+    Everything is measured on a copy in float64, in training mode, at random weights. It takes about
+    one backward pass for each parameter tensor that is not scale-invariant alone, so a small batch
+    is enough. Each group is tried over the whole range of scales that a conversion uses, 2**-8 to
+    2**8.
 
     Args:
         model: as it is trained, but not yet wrapped for FSDP. Parameters with requires_grad=False
             count as constants.
-        loss_fn: called as `loss_fn(model)` with that copy, gives the scalar loss of a batch that
-            stays the same: `lambda model: F.cross_entropy(model(x), y)`. Inputs of the model are
-            cast to float64. Without autocast.
+        loss_fn: called as `loss_fn(model)` with that copy. It returns the scalar loss of a batch
+            that is the same in every call: `lambda model: F.cross_entropy(model(x), y)`. Inputs of
+            the model are cast to float64. Do not use autocast in it.
         optimizer: the torch optimizer, or several in a list. With it the table shows what
             `remove_weight_decay` will do.
 
@@ -107,7 +107,7 @@ class Report:
         return [p for group in self for p in group]
 
     def is_scale_invariant(self, names: Iterable[str]) -> bool:
-        """Whether multiplying all parameters in `names` by the same c > 0 leaves the loss as it is, but for eps.
+        """Whether multiplying all parameters in `names` by the same c > 0 leaves the loss unchanged, apart from effects of eps.
 
         Raises:
             ValueError: a name is unknown.

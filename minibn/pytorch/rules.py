@@ -1,20 +1,22 @@
-"""How an optimizer takes a step in converted form: `Decoupled` for every one that only multiplies
-the weights by 1 - δ,
-`Relative` for those whose update is proportional to the weights (Adafactor). For torch's SGD see
-`l2`.
+"""How an optimizer takes a step in converted form.
 
-The script's weights are w = R w̃, where w̃ are the held ones, and p.grad is the script's own
-gradient.
+`Decoupled` is for every optimizer whose weight decay multiplies the weights by 1 - δ and does
+nothing else, `Relative` for optimizers whose update is proportional to the weights (Adafactor). For
+torch's SGD see `l2`.
 
-**Theorem** (decoupled decay, no assumption on the optimizer). Let  w' = (1 - δ) w - η u,  with u any function of the gradients
-so far. Put R' = (1 - δ) R. Then dividing by R' gives
+The *script's* weights w are those of the run with weight decay. The *held* weights w̃ are those
+that the model's parameters hold, with w = R w̃. `p.grad` is the gradient at w.
+
+**Theorem** (decoupled decay, no assumption on the optimizer). Let  w' = (1 - δ) w - η u,  with u
+any function of the gradients so far. Put R' = (1 - δ) R. Then dividing by R' gives
 
     w̃' = w̃ - (η / R') u
 
 So the optimizer, given the script's own gradients, lr / R' and no weight decay, trains the same
-network: eps, clipping, bias corrections and averages included, since u is the same. Where members
-of a set decay differently, R' follows the largest δ and
-the others grow:  w̃' = (1 - δ_i) / (1 - δ_max) w̃ - (η / R') u.  SGD with L2 decay and momentum: `equivalence.streams`.
+network: eps, clipping, bias corrections and averages included, since u is the same. If members of a
+set decay differently, R' follows the largest δ, and the other members grow:
+
+    w̃' = (1 - δ_i) / (1 - δ_max) w̃ - (η / R') u
 """
 
 from collections.abc import Callable, Iterable
@@ -132,7 +134,7 @@ class Decoupled:
             group |= {key: value for key, value in part.items() if key not in SCRIPTS and value is not given.get(key, group)}
 
     def complete(self, moves: list[Move]) -> bool:
-        """After a step that was broken off: nothing of it is left."""
+        """After a step that was interrupted: it is undone."""
         if self.saved is not None:
             self.optimizer.param_groups[:], self.saved = self.saved, None
             for move in moves:

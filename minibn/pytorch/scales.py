@@ -1,7 +1,8 @@
 """How far the measured symmetries reach: over the whole range of scales that a conversion uses, and with the model's own eps.
 
-`measure` looks at derivatives, so at the neighbourhood of a point. A convolution before `ReLU6` and
-BatchNorm looks scale-invariant there while no activation reaches 6; larger weights are not.
+`measure` uses derivatives, so it sees only the neighbourhood of a point. A convolution before
+`ReLU6` and BatchNorm looks scale-invariant there as long as no activation reaches 6. With larger
+weights it is not.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def original(handle: "Conversion") -> Iterator[None]:
-    """See `Conversion.original`. On the way out, what nobody has written is brought back bit for bit."""
+    """See `Conversion.original`. On leaving, weights that were not written are restored bit for bit."""
     if handle.inside or any(s.half_stepped for s in handle.sets):
         raise RuntimeError("handle.original() inside itself, or between the steps of two optimizers")
     weights = [(p, part, handle.rules[part.optimizer]) for s in handle.sets for part in s.parts for p in part.members]

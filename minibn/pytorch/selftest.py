@@ -1,12 +1,12 @@
-"""Whether an optimizer of an unknown class can be converted: by converting it.
+"""Whether an optimizer of an unknown class can be converted: tried on a toy problem.
 
 A clone of the optimizer trains three small matrices of a scale-invariant toy loss, two of them
 converted, with decay so strong that the weights shrink to a third in 12 steps, and lr and decay
-change at each step. The two runs agree to rounding, in float64 to 1e-9 of the angle that the
-weights turn by, or the decay is of another kind: wrong rules are off by 4e-4 and more. The same is
-asked of weights that are `LARGE` times as large, since a conversion lets weights grow that far: a
-clamp of their norm shows there. Twelve steps on a toy prove nothing about what an optimizer does
-later. `handle.check` runs it on the network itself.
+change at each step. If the rule is right, the two runs agree up to rounding, which in float64 is
+1e-9 of the angle by which the weights turn. Wrong rules are off by 4e-4 and more. The test is
+repeated with weights that are `LARGE` times as large, since a conversion lets weights grow that
+far. A clamp of their norm shows there. Twelve steps on a toy prove nothing about what an optimizer
+does later; `handle.check` tries the conversion on the network itself.
 """
 
 import copy

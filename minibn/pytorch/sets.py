@@ -62,7 +62,7 @@ def listed(groups: Any) -> list[list[torch.Tensor]]:
 
 
 def decays(s: Set, rules: Mapping[Optimizer, Rule]) -> list[float]:
-    """lr x weight decay of each part, by which its weights shrink in a step; of biases without effect it does not count."""
+    """lr x weight decay of each part, by which its weights shrink in a step. Decay of biases without effect does not count."""
     return [rules[part.optimizer].delta(part.group, part.steps) for part in _counting(s)]
 
 

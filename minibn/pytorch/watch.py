@@ -1,8 +1,8 @@
-"""What goes wrong unseen in a script with converted weights, and is noticed here.
+"""Faults in a script with converted weights that would go unseen, and are noticed here.
 
-Gradients that did not come through a parameter's hook; weights that somebody else has written;
-parameters that `report` could not see and that take part now; copies of an optimizer without its
-hooks.
+These are: gradients that did not pass through a parameter's hook; weights that something else has
+written; parameters that had no effect in `report` and have one now; copies of an optimizer without
+its hooks.
 """
 
 import weakref

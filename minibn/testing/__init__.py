@@ -26,8 +26,8 @@ A new layer needs three methods to be trained, converted and moved to a GPU like
     >>> check_layer(Scale(3), distinct(rng, (4, 5, 5, 3)), rng=rng) < 1e-9
     True
 
-To run on every array library it takes functions from its input's library, `array_namespace(x).sum`
-and not `np.sum`, and only those of the array API standard.
+To run on every array library, a layer uses functions of its input's library, such as
+`array_namespace(x).sum` and not `np.sum`, and only functions of the array API standard.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""`check_degree`: what a layer says about its rescalings, against what they do."""
+"""`check_degree`: whether what a layer says about its rescalings is true."""
 
 import copy
 import math
@@ -40,10 +40,10 @@ def check_degree(module: Module, x: np.ndarray, *, rng: Generator) -> None:
 
     Args:
         module: a module of float64 parameters. It is copied and stays as it is.
-        x: float64 input (N, …, C) of NumPy, or integers, which are used as they are. The
-            points have its shape, with N of at least 8. Their
-            entries are drawn from x and multiplied, like the parameters, by random factors in
-            [1/2, 3/2], so signs are kept.
+        x: float64 input (N, …, C) of NumPy, or integers, which are used as they are. The points θ
+            at which is measured have its shape, with N of at least 8. Their entries are drawn from
+            x and multiplied, like the parameters, by random factors in [1/2, 3/2], so signs are
+            kept.
         rng: numpy.random.Generator.
 
     Raises:

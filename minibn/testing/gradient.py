@@ -12,7 +12,7 @@ from minibn.nn import Module
 def distinct(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Random float64 numbers between -2 and 2, any two of them (and zero) at least 1 / (their count) apart.
 
-    That is far enough for central differences: no step of theirs crosses a kink of ReLU or
+    That is far enough for central differences: none of their steps crosses a kink of ReLU or
     max-pooling, and no set of numbers is so nearly equal that a normalisation divides by rounding
     errors.
 
@@ -33,7 +33,7 @@ def check_gradient(module: Module, x: np.ndarray, *, rng: Generator, tolerance: 
         L' ≈ (8 (L(+h) - L(-h)) - (L(+2h) - L(-2h))) / 12 h,    h = 1e-5.
 
     The error is |measured - backward| / max(|backward|, |dy| / 1000), with norms over an array.
-    That backward adds to each gradient, and does not replace it, is checked too.
+    It is also checked that backward adds to each gradient, and does not replace it.
 
     Args:
         module: a module of float64 parameters.

@@ -17,7 +17,7 @@ def check_libraries(module: Module, x: np.ndarray, *, rng: Generator, tolerance:
     A library that is not installed is left out, with a warning. array-api-strict is the strictest:
     it has only what is in the array API standard, and a second device, on which this check runs. An
     array made without `device=device(x)` is on its first device, and using it together with x is an
-    error. What passes there runs on a GPU.
+    error. A layer that passes there runs on a GPU.
 
     Args:
         module: a module of float64 parameters. It is copied and stays as it is.

@@ -45,14 +45,15 @@ def save(path: str | Path, arrays: Mapping[str, Array], facts: Any, *, commit: b
 
     At every moment `path` holds either the old checkpoint or the new one, even when the disk is
     full or the process is killed: see `files.replacing`. Any names will do. NumPy's numbers in
-    `facts` come back as Python's, arrays and tuples as lists: see `jsonable`.
+    `facts` are loaded as Python's, arrays and tuples as lists: see `jsonable`.
 
     Args:
         commit: False writes everything and removes it again. It shows whether `path` can be
             written.
 
     Raises:
-        OSError: the file cannot be written, or is there and not a checkpoint. It is then as it was.
+        OSError: the file cannot be written, or it exists and is not a checkpoint. It is left
+            unchanged.
         TypeError, ValueError: an array of objects, or facts that JSON cannot hold.
     """
     text = jsonable.dumps(facts, "facts").encode()
@@ -70,7 +71,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], Any]:
 
     Raises:
         OSError: there is no such file, or it is a folder, a pipe or a device.
-        ValueError: the file is not a checkpoint, or not one byte for byte as it was written.
+        ValueError: the file is not a checkpoint, or it was changed after it was written.
     """
     with files.reading(path) as stream:
         try:

@@ -44,7 +44,7 @@ class Conversion:
 
 def convert(model: nn.Module, schedule: Iterable[Any], names: Iterable[str] | None = None, *,
             rest: Iterable[Any] | None = None, band: float | None = 2.0**32) -> Conversion:
-    """Optimisers that train `model` as `schedule` would, without weight decay where it can go.
+    """Optimisers that train `model` as `schedule` would, without weight decay on the scale-invariant parameters.
 
     The scale-invariant parameters are trained without weight decay (`equivalence.converted_for`),
     all others as `schedule` says. If the normalisations have eps = 0, the network is the same at
@@ -55,7 +55,7 @@ def convert(model: nn.Module, schedule: Iterable[Any], names: Iterable[str] | No
         schedule: iterable of step objects: `Step` for SGD, `AdamStep`, `LionStep` or `MuonStep`. It
             is read once, for both optimisers. Its first step, read now, says which optimiser it is.
         names: the parameters to convert. None: all groups of `invariance.symmetries(model)`; for
-            Muon, which trains matrices and kernels only, all groups of these.
+            Muon, which trains matrices and kernels only, all groups of matrices and kernels.
         rest: schedule of all other parameters, of any kind. None: `schedule`. With Muon give one
             for the vectors, such as `AdamStep`s.
         band: as in `equivalence.converted_for`.
@@ -114,7 +114,7 @@ def _chosen(model, method, names):
 
 
 def assign(model: nn.Module, invariant: Make, rest: Make | None, names: Iterable[str] | None = None) -> Conversion:
-    """As `split`, with functions that make the optimiser from a list of parameters in place of the schedules."""
+    """Like `split`, but with functions in place of the schedules. Each makes the optimiser from a list of parameters."""
     found = symmetries(model)
     chosen = {name for group in found.groups for name in group} if names is None else set(names)
     if not chosen or not found.is_scale_invariant(chosen):

@@ -33,7 +33,7 @@ def evaluate(model: nn.Module, x: Array, y: Array, *, loss: nn.Loss | None = Non
 def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int | None = None) -> Array:
     """Outputs (N, …) of `model` in evaluation mode. Afterwards the model is in its earlier mode.
 
-    Each batch of x is moved to the model's device, and the outputs are moved to that of x.
+    Each batch of x is moved to the model's device, and the outputs are moved to the device of x.
 
     Raises:
         TypeError: x is not an array, or has a mask.
@@ -50,10 +50,10 @@ def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int |
 def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int | None = None) -> None:
     """Recompute the running statistics of every BatchNorm, as plain averages over the batches of x.
 
-    Like `torch.optim.swa_utils.update_bn`. The running averages of training lag behind. Where the
-    weights grow exponentially, as without weight decay, they belong to smaller weights, and
-    evaluation is no longer scale-invariant. With recomputed statistics it is, so two equivalent
-    runs agree in evaluation too.
+    Like `torch.optim.swa_utils.update_bn`. The running averages of training lag behind the weights.
+    If the weights grow exponentially, as they do without weight decay, the averages belong to
+    smaller weights, and evaluation is no longer scale-invariant. With recomputed statistics it is,
+    so two equivalent runs agree in evaluation, too.
 
     Args:
         model: an `nn.Module`.

@@ -29,9 +29,9 @@ class History:
     They are for scale-invariant weights, and assume that gradients are mostly noise: see the top of
     `monitor`.
 
-    The sets are the optimisers' parameters, each as one vector, and the `groups` given to `fit`. An
-    effective lr is that of a layer only if the set is scale-invariant on its own: of an optimiser
-    that trains several such groups, η / (sum of all their |w|²) is the effective lr of none of
+    The sets are the optimisers' parameters, each as one vector, and the `groups` given to `fit`.
+    The effective lr of a set has a meaning only if the set is scale-invariant on its own. If an
+    optimiser trains several such groups, η / (sum of all their |w|²) is the effective lr of none of
     them.
 
     Example:

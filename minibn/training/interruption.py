@@ -67,14 +67,14 @@ _current: Signals | None = None
 
 @contextmanager
 def deferred() -> Iterator[Signals]:
-    """Let signals wait, and say which has come.
+    """Delay signals until the block allows them, and tell which signal has come.
 
-    A block inside another one shares its `Signals`. A signal that nobody asked for takes effect at
-    the end of the outermost block. The same signal again, a second later or more, takes effect at
-    once.
+    A block inside another one shares its `Signals`. A signal that no `stop_if_received` has handled
+    takes effect at the end of the outermost block. If the same signal comes again a second later or
+    more, it takes effect at once.
 
-    Signals that the program handles or ignores by itself are left alone, and so are all signals in
-    other threads than the main one, where Python does not deliver any.
+    Signals that the program handles or ignores by itself are left alone. Nothing is done in threads
+    other than the main one, since Python delivers no signals there.
     """
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():

@@ -24,7 +24,8 @@ def train_step(model: nn.Module, loss: nn.Loss, optimizers: Collection[Optimizer
                labels: Array | None = None) -> tuple[Array, Array]:
     """One training step on a batch of inputs x (N, …) and labels y (N,).
 
-    `labels` are all labels of a run, for the loss to check at its first step. On a GPU that waits.
+    `labels` are all labels of a run, for the loss to check at its first step. On a GPU, that check
+    waits for the device.
 
     Returns:
         (outputs of the model, value of the loss), both from before the update.
@@ -51,8 +52,8 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
     Results are the same to the last bit for any number of threads, and for a run that was stopped
     and resumed.
 
-    Ctrl-C, SIGTERM and SIGHUP stop it at the end of the current step. With `path` that step is
-    saved first. The exception has the History so far: see `interruption.Stopped`.
+    Ctrl-C, SIGTERM and SIGHUP stop the training at the end of the current step. With `path`, that
+    step is saved first. The exception holds the History so far: see `interruption.Stopped`.
 
     Any other error in the middle of a step (in a layer, a loss, `augment`, at the end of a
     schedule) with `path`: model and optimisers go back to the last whole step, which is saved. A
@@ -61,8 +62,9 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
 
     Args:
         model: an `nn.Module`.
-        optimizers: {name: `Optimizer`}. Two groups of weights are two optimisers, each with its own
-            schedule. Together they should hold all parameters that are to be trained.
+        optimizers: {name: `Optimizer`}. To train two groups of weights differently, give two
+            optimisers, each with its own schedule. Together they should hold all parameters that
+            are to be trained.
         x, y: training inputs (N, …) and labels (N,). Each batch is moved to the model's device.
         epochs: number of passes through the data.
         batch_size, drop_last: as in `data.batches`.
@@ -85,7 +87,7 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
         description: text before the bar.
 
     Returns:
-        History. Its "accuracy" is that of the batch, in training mode.
+        History. Its "accuracy" is the accuracy on the batch, in training mode.
 
     Raises:
         DivergenceError: the loss or a weight is not finite; no checkpoint is written after that. On
@@ -94,7 +96,7 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
         TypeError, ValueError: data, labels, batch size, groups or another argument do not fit; the
             model was moved after its optimisers were made; or the checkpoint is damaged, or of
             another run. The message names what differs.
-        OSError: the checkpoint cannot be written. This is found out before the first step.
+        OSError: the checkpoint cannot be written. This is noticed before the first step.
         Interrupted, Terminated: it was stopped by a signal.
     """
     loss = loss if loss is not None else nn.CrossEntropy()

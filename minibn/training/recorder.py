@@ -1,7 +1,8 @@
 """What a training loop measures, and when the numbers are read.
 
-On a GPU the CPU queues work and runs ahead. Reading a number waits for everything queued before it,
-so a step reads none: its row keeps 0-d arrays, and many rows are read later in one transfer.
+The CPU queues work for a GPU and runs ahead. Reading a number waits for everything that was queued
+before it. So a step reads no numbers: its row keeps 0-d arrays, and many rows are read later in one
+transfer.
 """
 
 import itertools
@@ -70,7 +71,7 @@ def _check_apart(optimizers):
 
 
 def weights(watched: Mapping[str, Watched]) -> dict[str, list[Array]]:
-    """{name: the arrays of its weights as they are now}; an update makes new arrays."""
+    """{name: the present arrays of its weights}. They do not change later, since an update makes new arrays."""
     return {name: [p.data for p in one.parameters] for name, one in watched.items()}
 
 

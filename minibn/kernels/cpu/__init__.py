@@ -1,7 +1,7 @@
 """The operations of `reference` for NumPy: in chunks that stay in the cache, on the threads of `kernels.threads`.
 
 Each function computes what the function of the same name in `reference` says, to the same bits for
-any number of threads. What is not here is fast enough as it stands there.
+any number of threads. Functions that are missing here are fast enough in `reference`.
 """
 
 from minibn.kernels.cpu.convolution import correlate, correlate_backward

@@ -8,6 +8,7 @@ from minibn.kernels.reference import Pair, output_size, seen, taps
 from minibn.kernels.threads import empty, map_chunks
 
 BYTES = 2**21  # of windows in a chunk: enough for fast matrix products, few enough for the cache
+FEW = 16  # pixels: of images no larger, one product of all is faster than one of each
 
 
 def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, stride: Pair, padding: Pair) -> np.ndarray:
@@ -45,12 +46,13 @@ def _backward_by_rows(dy, x, w, stride, padding, dx):
     kh, kw, channels, outputs = w.shape
     n, height, width, _ = x.shape
     around = kh - 1 - padding[0], kw - 1 - padding[1]
-    down, across = (slice(max(-a, 0), size - max(-a, 0)) for a, size in zip(around, dy.shape[1:3], strict=True))
-    dy = pad(dy[:, down, across], (max(around[0], 0), max(around[1], 0)))
+    top, left = (max(-a, 0) for a in around)  # outputs before these see zeros alone
+    dy = pad(dy[:, top:, left:], (max(around[0], 0), max(around[1], 0)))
     rows = kernel_rows(dy, (kh, kw), stride, height, width)
     multiply_rows(rows, np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3)), dx)
-    products = empty((kh, n, kw * outputs, channels), x)
-    np.matmul(rows.swapaxes(2, 3), x.reshape(n, height * width, channels), out=products)
+    stack = n if height * width > FEW else 1
+    products = empty((kh, stack, kw * outputs, channels), x)
+    np.matmul(rows.reshape(kh, stack, -1, kw * outputs).swapaxes(2, 3), x.reshape(stack, -1, channels), out=products)
     turned = products.sum(axis=1).reshape(kh, kw, outputs, channels)
     return turned[::-1, ::-1].swapaxes(2, 3)
 

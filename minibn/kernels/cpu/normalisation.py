@@ -17,9 +17,13 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     A first mean m is accurate enough to be subtracted. What is left of the mean then corrects both:
     `μ = m + Σ (x - m) / M,  σ² = Σ (x - m)² / M - (μ - m)²`.
+
+    A sixteenth of the rows is enough for m. These are part of the set, so that `(μ - m)² <= 15 σ²`:
+    the correction costs no more than four bits of σ².
     """
     sets = _Sets(x)
-    first = sets.mean(*sets.sums(lambda part: [add_rows(sets.rows[part])]))
+    few = _Sets(x[:, : math.ceil(x.shape[1] / 16)])
+    first = few.mean(*few.sums(lambda part: [add_rows(few.rows[part])]))
     wide = sets.widen(first)
 
     def about_first(part):
@@ -29,9 +33,8 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(over="ignore", invalid="ignore"):
         rest, square = map(sets.mean, sets.sums(about_first))
         var = np.maximum(square - rest * rest, 0)
-    if x.dtype == np.float32 and not np.isfinite(var).all() and np.isfinite(first).all():
-        mean, var = reference.moments(x.astype(np.float64))  # squares of float32 overflow long before the numbers do
-        with np.errstate(over="ignore"):
+        if x.dtype == np.float32 and not np.isfinite(var).all() and np.isfinite(first).all():
+            mean, var = reference.moments(x.astype(np.float64))  # squares of float32 overflow long before the numbers do
             return mean.astype(x.dtype), var.astype(x.dtype)
     return first + rest, var
 

@@ -109,7 +109,7 @@ def _by_parts(function, *arrays, per_item=0):
         with np.errstate(under="ignore"):
             return function(*(a[part] for a in arrays))
 
-    per_item = max(per_item, *(a[:1].nbytes for a in arrays), 1)
+    per_item = max(per_item, *(a[:1].nbytes for a in arrays))
     return map_chunks(compute, len(arrays[0]), per_item, BYTES)
 
 

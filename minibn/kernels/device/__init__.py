@@ -1,9 +1,9 @@
 """The operations of `reference` for libraries other than NumPy, on a GPU or not: whole arrays, few launches.
 
-A GPU takes its work in launches. Each costs the CPU some 10 µs, whatever its size, and a small
-network has little work per launch. So what counts here is their number, and then how often each
-array is read and written. CuPy runs a chain of elementwise operations as one launch (`fusion`); the
-other libraries run it operation by operation.
+A GPU takes its work in launches. Each launch costs the CPU some 10 µs, whatever its size, and a
+small network has little work per launch. So the time depends first on the number of launches, and
+then on how often each array is read and written. CuPy runs a chain of elementwise operations as one
+launch (`fusion`); the other libraries run it operation by operation.
 """
 
 from minibn.kernels.device.convolution import correlate, correlate_backward

@@ -1,4 +1,4 @@
-"""Convolution on a GPU: one gather of all that the kernel sees, one matrix product; the gradients likewise."""
+"""Convolution on a GPU: one gather of all that the kernel sees, and one matrix product, for the output and for each gradient."""
 
 from functools import lru_cache
 from typing import Any

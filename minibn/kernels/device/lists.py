@@ -1,4 +1,4 @@
-"""What is done to a list of arrays, such as all weights of a network, on a GPU: as one array, not one by one."""
+"""Operations on a list of arrays, such as all weights of a network, on a GPU: on one joined array, not one by one."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -6,8 +6,9 @@ from minibn.backend import Array, array_namespace, device
 
 
 def causal_attention(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Attention of each position to itself and those before it; in each head, of rows q, k, v (T,
-    D),
+    """Attention of each position to itself and to the positions before it.
+
+    In each head, with rows q, k, v (T, D),
 
         S = q kᵀ / √D        A_ij = exp S_ij / Σ_{l ≤ i} exp S_il for j ≤ i, else 0        y = A v
 
@@ -29,7 +30,7 @@ def causal_attention(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
 
 def causal_attention_backward(dy: Array, q: Array, k: Array, v: Array, a: Array) -> tuple[Array, Array, Array]:
-    """dq, dk and dv; in each head
+    """The gradients dq, dk and dv. In each head,
 
         dv = Aᵀ dy      dA = dy vᵀ      dS_ij = A_ij (dA_ij - Σ_l dA_il A_il)      dq = dS k / √D      dk = dSᵀ q / √D
 

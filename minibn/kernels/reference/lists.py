@@ -1,4 +1,4 @@
-"""What is done to a list of arrays, such as all weights of a network, in its plainest form: array by array."""
+"""Operations on a list of arrays, such as all weights of a network, in their plainest form: array by array."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,11 +16,11 @@ def zeros_like(arrays: Sequence[Array]) -> list[Array]:
 
 
 def each(function: Callable[..., tuple[Array, ...]], *lists: Sequence[Array]) -> list[list[Array]]:
-    """`function` of the first array of every list, of the second, …; the results as lists likewise.
+    """`function` of the first array of every list, then of the second, and so on. The results are lists, too.
 
-    The function must be elementwise: a number of its results depends on the numbers at that place
-    only. Then it makes no difference whether it is given array by array, or many at once as one
-    long array.
+    The function must be elementwise: each number of its results depends only on the numbers at the
+    same place. Then it makes no difference whether it is called array by array, or once with many
+    arrays joined into one.
     """
     found = [function(*arrays) for arrays in zip(*lists, strict=True)]
     return [list(results) for results in zip(*found, strict=True)]
