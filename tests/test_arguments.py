@@ -144,7 +144,18 @@ TAKES_NUMBERS = {  # name: (function, {argument: a good value})
     "LayerNorm": (lambda eps: nn.LayerNorm(4, eps), {"eps": 0.1}), "RMSNorm": (lambda eps: nn.RMSNorm(4, eps), {"eps": 0.1}),
     "GroupNorm": (lambda eps: nn.GroupNorm(2, 4, eps), {"eps": 0.1})}
 ONE_PER_STEP = ("add_weight_decay", "adam_with_decay", "lion_with_decay")  # take an array, too
-NO_NUMBERS = ["0.1", b"1", True, np.True_, np.array(True), 1j, {}, object(), np.array("1"), np.array([1.0])]
+
+
+class ATruthOfTorch:
+    """What a 0-d tensor of bool looks like."""
+
+    dtype, ndim = "torch.bool", 0
+
+    def __float__(self):
+        return 1.0
+
+
+NO_NUMBERS = [ATruthOfTorch(), "0.1", b"1", True, np.True_, np.array(True), 1j, {}, object(), np.array("1"), np.array([1.0])]
 
 
 def taken(value):

@@ -101,7 +101,8 @@ def test_an_error_in_a_step_saves_the_last_whole_one_and_the_run_goes_on_to_the_
         with pytest.raises(Fault) as raised:
             fit(run, path, loss, augment)
     notes = [f"minibn: saved at step {step - 1}, which was the last whole one; the same call goes on from there"]
-    assert getattr(raised.value, "__notes__", notes) == notes or (step - 1) % EVERY == 0  # which was saved already
+    if hasattr(raised.value, "add_note"):  # since Python 3.11
+        assert getattr(raised.value, "__notes__", []) == (notes if (step - 1) % EVERY else [])  # else it was saved already
     assert len(checkpoint.load(path)[0]["history/step"]) == step - 1
     until = Run()
     fit(until, max_steps=step - 1)
@@ -186,8 +187,9 @@ def test_a_disk_that_is_full_at_the_error_keeps_what_was_saved_and_does_not_hide
 def test_a_diverged_run_saves_nothing_more(tmp_path):
     path, run = tmp_path / "run.npz", Run()
     run.optimizers["rest"].schedule = iter([*islice(schedules.constant(0.1), 7), *islice(schedules.constant(1e38), 9)])
-    with pytest.raises(DivergenceError), np.errstate(all="ignore"):
+    with pytest.raises(DivergenceError) as raised, np.errstate(all="ignore"):
         fit(run, path)
+    assert not hasattr(raised.value, "__notes__")
     assert len(checkpoint.load(path)[0]["history/step"]) == EVERY
 
 

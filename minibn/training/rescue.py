@@ -36,8 +36,7 @@ class LastStep:
         self.step, self.generator = step, generator
         self._weights = [parameter.data for parameter in self.parameters]
         self._buffers = [backend.asarray(array, array) for array in (getattr(*place) for place in self.buffers)]
-        self._optimizers = [{name: list(value) if isinstance(value, list) else value for name, value in vars(optimizer).items()}
-                            for optimizer in self.optimizers]
+        self._optimizers = [dict(vars(optimizer)) for optimizer in self.optimizers]
 
     def restore(self) -> None:
         """Bring that state back."""
