@@ -1,8 +1,8 @@
 """Scale invariance: scaling the weights before a normalisation changes nothing but the size of the gradient.
 
-The lemma on which all rests: if L(c w) = L(w) for every c > 0, then the gradient is orthogonal to
-w, and 1/c times as large at c w. First measured on a PreResNet, with eps = 0 and the usual 1e-5;
-then drawn, for a loss of two weights.
+This is the lemma on which everything rests: if L(c w) = L(w) for every c > 0, then the gradient is
+orthogonal to w, and at c w it is 1/c times as large. The demo first measures this on a PreResNet,
+with eps = 0 and with the usual eps = 1e-5. Then it draws two runs on a loss of two weights.
 """
 
 # %%
@@ -16,7 +16,7 @@ from minibn import data, invariance, models, schedules
 from minibn.equivalence import remove_weight_decay
 from minibn.explore import toys
 
-# %% Scale all convolutions of a PreResNet by c; a perfect answer is a gap of 0 in both.
+# %% Scale all convolutions of a PreResNet by c. The ideal result is a gap of 0 in logits and gradient.
 digits = data.digits("float64")
 scales = np.logspace(-6, 6, lab.size(24, 6))  # an even number of them leaves out c = 1
 

@@ -1,7 +1,8 @@
 """Figure 1: constant learning rate with weight decay is an exponentially growing one without (Theorem 1.1).
 
-As in the paper, only the scale-invariant weights are trained. The exponential schedule is a plain
-closed form, lr α^(-2t-1), with one correction of the velocity at the first step.
+As in the paper, only the scale-invariant weights are trained. The exponential schedule has a closed
+form, lr α^(-2t-1), where α is the factor by which weight decay shrinks the weights in a step. It
+needs one correction of the velocity, at the first step.
 """
 
 # %%

@@ -1,15 +1,15 @@
 """Figure 3: in the exponential frame, an instant drop of the learning rate has only a passing effect.
 
-Dividing an exponentially growing lr by 10 divides the effective lr by 10, but the growth goes on
-and brings it back, and with it the angle by which the weights turn each step. A lasting change
-needs another growth rate: that is what TEXP changes (here TEXP++, which also corrects the
-velocity). The angle's new equilibrium is at √(1/10) = 0.32 of the old one, and it takes ten times
-as many steps to get there. The effective lr depends on the size of the gradients too, so no number
-is predicted for it.
+Divide an exponentially growing lr by 10, and the effective lr is divided by 10. But the growth goes
+on and brings the effective lr back, and with it the angle by which each step turns the weights. A
+lasting change needs another growth rate. TEXP changes the growth rate, too (here TEXP++, which also
+corrects the velocity). Then the new equilibrium of the angle is √(1/10) = 0.32 of the old one, and
+it takes ten times as many steps to get there. The effective lr also depends on the size of the
+gradients, so no number is predicted for it.
 
 Half of the training labels are random here, so the gradient never vanishes and the runs keep an
-equilibrium to come back to. With all labels right, digits are learned by heart, and effective lr
-and angle swing five- to tenfold without end.
+equilibrium to come back to. With correct labels the network learns the digits by heart, and then
+effective lr and angle vary five- to tenfold without end.
 """
 
 # %%

@@ -1,8 +1,9 @@
 """Figure 4: TEXP-- leaves out the instant drop of the learning rate, and its training loss stays higher.
 
-It changes the growth rate alone, which equals a constant lr whose weight decay is divided at each
-milestone (appendix B). Its effective lr falls only as fast as the weights grow. Half of the
-training labels are random here: with all labels right, digits are too easy to tell the two apart.
+TEXP-- changes only the growth rate at each milestone. This equals training at a constant lr with a
+weight decay that is divided at each milestone (appendix B). Its effective lr falls only as fast as
+the weights grow. Half of the training labels are random here: with correct labels, digits are too
+easy to show a difference.
 """
 
 # %%

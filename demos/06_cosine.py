@@ -1,8 +1,8 @@
 """Figure 5: a cosine schedule with warm-up, and its counterpart without weight decay.
 
-The learning rate changes at every step here, so no closed form helps: the converter follows it step
-by step. And here everything is trained: the norms' γ and β and the last layer keep the usual
-schedule, and the runs are still the same.
+Here the learning rate changes at every step, so there is no closed form. The converter follows the
+schedule step by step. All parameters are trained: the norms' γ and β and the last layer keep the
+usual schedule, and the two runs are still the same.
 """
 
 # %%

@@ -1,17 +1,19 @@
 """Section 3: weight decay and BatchNorm together need not converge, where each alone does.
 
-A linear classifier, its data from a Gaussian, logistic loss, one fresh example per step.
-"Converges" needs care, so five statements are shown, each with the runs that it is compared to:
+A linear classifier learns from Gaussian data with the logistic loss, one fresh example per step.
+"Converges" can mean several things, so the demo shows five statements, each with the runs that it
+is compared to:
 
 - BatchNorm alone gets ever better at a constant lr. Both together stay at a floor.
-- Weight decay alone has a floor too at a constant lr, the noise of single examples. It goes with a
-    decaying lr.
+- Weight decay alone also has a floor at a constant lr, because of the noise of single examples. The
+  floor disappears with a decaying lr.
 - Both together get better only as lr times weight decay goes to zero, and more slowly.
-- All this is about the weights themselves. Their average over all steps is near the best weights in
-    every case.
-- Theorem 3.1: with both, the error leaves even the best weights within a window of steps. BatchNorm
+- All of this holds for the weights themselves. Their average over all steps is near the best
+  weights in every case.
+- Theorem 3.1: with both, a run leaves even the best weights within a window of steps. BatchNorm
   alone, the control, never does. (Weight decay alone also leaves them at a constant lr, because of
-  its noise: this test tells BatchNorm with weight decay from BatchNorm without, and nothing else.)
+  the noise. So this test distinguishes BatchNorm with weight decay from BatchNorm without, and
+  nothing else.)
 """
 
 # %%

@@ -1,8 +1,8 @@
 """All four normalisers: Batch, Layer, Group and Instance normalisation all make the weights scale-invariant.
 
-The theorem asks for scale invariance and for nothing else, so it holds with each of them, here with
-trained γ and β and a trained last layer. (InstanceNorm over very small images, such as 2 x 2 pixels
-at the end of a deep network, magnifies rounding errors.)
+The theorem requires scale invariance and nothing else, so it holds with each of the four. Here γ, β
+and the last layer are trained, too. (InstanceNorm over very small images, such as 2 x 2 pixels at
+the end of a deep network, magnifies rounding errors.)
 """
 
 # %%

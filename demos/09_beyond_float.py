@@ -1,8 +1,8 @@
 """Beyond float range: a million steps of an exponentially growing learning rate, in float32.
 
-The plain schedule would leave float32 within some ten thousand steps. The converter multiplies the
-weights by a power of two now and then (lr by its square, velocity by its inverse), which changes no
-other bit of training, and goes on without end.
+The plain schedule would leave the range of float32 within some ten thousand steps. From time to
+time the converter multiplies the weights by a power of two (lr by its square, the velocity by its
+inverse). This changes no other bit of training, so the schedule can go on without end.
 """
 
 # %%

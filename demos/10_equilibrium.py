@@ -1,8 +1,8 @@
 """Equilibrium: weight decay and gradient steps balance at a predictable norm and angle per step.
 
-For gradients that are not correlated from step to step, |w|⁴ tends to ηG / (2λ(1-γ)) and the
-weights turn by sqrt(2ηλ / (1+γ)) per step, whatever the network and the data. The network learns
-random labels here, so that its gradients stay noisy.
+If gradients are not correlated from step to step, |w|⁴ tends to ηG / (2λ(1-γ)), where G is the mean
+square of the gradient at |w| = 1. The weights turn by sqrt(2ηλ / (1+γ)) per step, whatever the
+network and the data. Here the network learns random labels, so that its gradients stay noisy.
 """
 
 # %%

@@ -1,8 +1,8 @@
 """Architectures: which weights may be rescaled without changing the network, found from its layers.
 
-The paper's appendix C asks whether a network stays as it is when all its weights are scaled
-together. `symmetries` finds every rescaling there is, and a measurement on the network itself
-agrees.
+The paper's appendix C asks whether a network's output stays as it is when all its weights are
+scaled together. `symmetries` finds every rescaling that does not change the output. A measurement
+on the network itself confirms the answer.
 """
 
 # %%
@@ -46,7 +46,7 @@ def build(name, norm, affine):
     return {"early shortcut": plain_shortcut, "conv after the last norm": no_norm_at_the_end}[name](**options)
 
 
-# %% For each network: do its hidden weights scale together? By algebra, and measured.
+# %% For each network: are its hidden weights scale-invariant together? By algebra, and measured.
 names = [*[name for name in MODELS if name != lab.size("", "resnet")], "early shortcut", "conv after the last norm"]
 columns = [(norm, affine) for norm in NORMS if norm != "instance" for affine in (True, False)]
 answers, agree, table = np.zeros((len(names), len(columns))), 0, {}

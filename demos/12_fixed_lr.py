@@ -1,10 +1,10 @@
 """Section 4: a scale-invariant loss converges at any fixed learning rate, over thirteen decades of it.
 
-Without weight decay each gradient step makes the weights longer, and so the effective lr smaller,
-until it suits the loss. How much longer is bounded, and with it the smallest gradient so far, at
-every step T and learning rate: by a formula that falls as T^-1/2 (see minibn/paper/section4.py). In
-the control the weights are brought back to length 1 after each step. Then a learning rate that is
-too large for the loss stays too large, and the same bound is exceeded.
+Without weight decay, each gradient step makes the weights longer and so the effective lr smaller,
+until it suits the loss. The growth of the weights is bounded. This also bounds the smallest
+gradient so far, at every step T and learning rate, by a formula that falls as T^-1/2 (see
+minibn/paper/section4.py). In the control, the weights are brought back to length 1 after each step.
+Then a learning rate that is too large for the loss stays too large, and the bound is exceeded.
 """
 
 # %%

@@ -1,8 +1,9 @@
 """A sweep: what counts is learning rate times weight decay.
 
-A grid of learning rates and weight decays, as `minibn sweep` runs it: each run a line of a file,
-from which a second start goes on. In equilibrium the weights turn by sqrt(2ηλ / (1+γ)) per step, so
-settings with the same product of the two train alike: along the diagonals of the map.
+`minibn sweep` trains a network for each pair in a grid of learning rates and weight decays. Each
+run is a line of a file, so a sweep that was stopped can go on. In equilibrium the weights turn by
+sqrt(2ηλ / (1+γ)) per step. So settings with the same product ηλ, which lie on one diagonal of the
+map, train alike.
 """
 
 # %%

@@ -1,9 +1,9 @@
 """PyTorch: one line in a training script takes the weight decay out of a ResNet's convolutions, on one process or under DDP.
 
-The script is `torch_script.py`: a ResNet, SGD with Nesterov momentum or AdamW, warm-up and cosine
-from torch's own schedulers, gradients clipped by norm, validation in each epoch. `report` measures
-which weights are scale-invariant, `remove_weight_decay` converts the optimizer through its hooks.
-Nothing else in the script changes.
+The script is `torch_script.py`. It trains a ResNet by SGD with Nesterov momentum or by AdamW, with
+warm-up and cosine from torch's own schedulers, clips gradients by their norm, and validates in each
+epoch. `report` measures which weights are scale-invariant, and `remove_weight_decay` converts the
+optimizer through its hooks. Nothing else in the script changes.
 """
 
 # %%
@@ -52,7 +52,7 @@ def under_ddp(processes=2):
 
 ranks = under_ddp()
 
-# %% Evaluation, with the running averages that training left.
+# %% Evaluation, with the running averages from training.
 *_, x_test, y_test = torch_script.images()
 correct = []
 for _, model, _ in (usual, converted):

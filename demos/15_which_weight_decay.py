@@ -1,10 +1,10 @@
 """Which parameters should get weight decay? Those of the convolutions: there it keeps the effective learning rate up.
 
-Weight decay on all parameters, on all but the norms' γ and β and the biases, on the convolutions
-alone, on the last layer alone, and on none, at the same learning rates. The convolutions are
-scale-invariant. There weight decay only sets the effective lr, and another learning-rate schedule
-gives the same training without it. Half of the training labels are random, so that it matters how
-much is fitted.
+Five choices are compared at the same learning rates: weight decay on all parameters, on all but the
+norms' γ and β and the biases, on the convolutions alone, on the last layer alone, and on none. The
+convolutions are scale-invariant. There, weight decay only sets the effective lr, and another
+learning-rate schedule gives the same training without it. Half of the training labels are random,
+so that it matters how closely the network fits them.
 """
 
 # %%

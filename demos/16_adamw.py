@@ -1,9 +1,10 @@
 """AdamW is Adam with a growing learning rate: figure 1 for the optimiser that most networks are trained with. Not in the paper.
 
-AdamW at a constant learning rate is stock Adam without weight decay, whose lr grows by 1 / (1 -
-lr · wd) per step and whose betas are a little smaller. That is exact for scale-invariant weights,
-bias corrections and eps included. If only lr grows and the betas stay, steps are too short by a
-factor. An eps that is not scaled with the weights is wrong, too.
+AdamW at a constant learning rate equals stock Adam without weight decay whose lr grows by the
+factor 1 / (1 - lr · wd) per step and whose betas are a little smaller. This is exact for
+scale-invariant weights, bias corrections and eps included. If only lr grows and the betas stay,
+steps are too short by a constant factor. An eps that is not scaled with the gradients makes the
+runs differ, too.
 """
 
 # %%

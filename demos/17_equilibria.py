@@ -1,9 +1,10 @@
 """Equilibria of six optimisers: one formula for the angle per step and for the norm of the weights. Not in the paper.
 
-Weight decay takes 2δ|w|² per step off |w|², the updates put η²|u|²D on, where D counts how much
-updates repeat each other. So the weights turn by √(2δ/D) per step, whatever the optimiser. First a
-walk whose gradients are noise, orthogonal to w and of a size 1/|w|, as the formula assumes; then
-the hidden layers of a network that learns digits, half of the labels drawn at random.
+In each step, weight decay reduces |w|² by 2δ|w|², and the updates increase it by η²|u|²D, where D
+measures how much updates repeat each other. So the weights turn by √(2δ/D) per step, whatever the
+optimiser. The demo first takes a walk whose gradients are noise, orthogonal to w and of size 1/|w|,
+as the formula assumes. Then it trains a network on digits, with half of the labels drawn at random,
+and measures its hidden layers.
 """
 
 # %%

@@ -1,9 +1,9 @@
 """A small GPT by hand, backward passes included, trained by AdamW and by Muon, with and without weight decay. Not in the paper.
 
-It reads the Zen of Python, which every Python has, letter by letter. With norms on q and k and at
-the end of each branch, each matrix inside its blocks is scale-invariant alone. There `undecayed`
-removes the weight decay; embedding, gains and head stay as they are. The control has the same
-growing learning rate but is given the gradients as they are, without division by P.
+The network learns the Zen of Python, a text that comes with Python, letter by letter. It has norms
+on q and k and at the end of each branch, so each matrix inside its blocks is scale-invariant alone.
+`undecayed` removes the weight decay of these matrices; embedding, gains and head stay as they are.
+The control has the same growing learning rate, but its gradients are not divided by P.
 """
 
 # %%
@@ -24,7 +24,7 @@ from minibn.training import train_step
 with contextlib.redirect_stdout(io.StringIO()):  # it prints itself
     import this
 
-# %% The text as numbers, and batches of windows of it: the next letter is to be told from those before it.
+# %% The text as numbers, and batches of windows of it. The network predicts each letter from those before it.
 text = codecs.decode(this.s, "rot13") + "\n\n"
 letters = sorted(set(text))
 tokens = np.array([letters.index(letter) for letter in text])

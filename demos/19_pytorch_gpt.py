@@ -1,9 +1,9 @@
 """PyTorch: one line takes the weight decay out of a GPT's training script, with AdamW alone or with Muon and AdamW together.
 
-The script is `gpt_torch_script.py`: pre-norm blocks, weights with decay and weights without,
-warm-up and cosine set by hand, clipping by norm, two micro-batches per step, validation. Embedding,
+The script is `gpt_torch_script.py`. It has pre-norm blocks, weights with and without decay, warm-up
+and cosine set by hand, clipping by norm, two micro-batches per step, and validation. Embedding,
 positions and all matrices that write into the residual stream are scale-invariant together. In the
-second run two optimizers share them: the line takes both in a list.
+second run, two optimizers share this set, and the line takes both optimizers in a list.
 """
 
 # %%
