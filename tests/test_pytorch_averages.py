@@ -118,8 +118,10 @@ def test_the_scripts_own_weights(kind):
     with converted.handle.original():
         for (name, one), other in zip(usual.model.state_dict().items(), converted.model.state_dict().values(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12, msg=name)
+        converted.model.zero_grad()
         loss_of(converted.model).backward()
         loss_of(usual.model.zero_grad() or usual.model).backward()
+        torch.testing.assert_close(converted.model[0].weight.grad, usual.model[0].weight.grad, rtol=1e-8, atol=1e-12)
         with pytest.raises(RuntimeError, match="a step inside"):
             converted.optimizer.step()
         with pytest.raises(RuntimeError, match="inside itself"), converted.handle.original():

@@ -54,6 +54,7 @@ class Conversion:
         self._hooks = [p.register_hook(partial(self._divided, s, p)) for p, s in self.home.items()]
         for optimizer in self.optimizers:
             self._hooks += [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after),
+                            optimizer.register_state_dict_pre_hook(lambda _: self._clear_broken_step()),
                             optimizer.register_load_state_dict_post_hook(self._loaded)]
             vars(optimizer)["_minibn"] = self  # not copied or pickled with the optimizer, as its hooks are not
         watch.remember(self.parameters, self)

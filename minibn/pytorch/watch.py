@@ -165,6 +165,8 @@ def forget(parameters: Tensors) -> None:
 
 
 def _notice_copies(optimizer, args, kwargs):
+    if "_minibn" in vars(optimizer):  # it has its hooks; copies have neither
+        return
     for group in optimizer.param_groups:
         record = group.get("minibn")
         if record and any(handle_of(group["params"][i]) is None for places in record["params"] for i in places):
