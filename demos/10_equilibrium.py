@@ -45,15 +45,15 @@ for i, ((lr, decay), r) in enumerate(zip(settings, results, strict=True)):
     axes[0].axhline(r["predicted angle"], color=f"C{i}", linestyle=":")
     axes[1].loglog(r["predicted angle"], r["angle"], "o", markersize=10, color=f"C{i}", label=label)
     axes[2].loglog(r["predicted norm"], r["norm"], "o", markersize=10, color=f"C{i}")
-for axis, unit, title in ((axes[1], "rad", "angle per step"), (axes[2], "", "norm |w|")):
+for axis, title in ((axes[1], "angle per step [rad]"), (axes[2], "norm |w|")):
     ends = np.array(axis.get_xlim())
     axis.plot(ends, ends, "k:", linewidth=1)
     axis.xaxis.set_minor_formatter("")
     axis.yaxis.set_minor_formatter("")
     axis.set_xticks(ticks := [r for r in (0.01, 0.02, 0.03, 5, 10, 20, 30) if ends[0] < r < ends[1]], map(str, ticks))
     axis.set_yticks(ticks, map(str, ticks))
-    axis.set(xlabel=f"predicted {unit}", ylabel=f"measured {unit}", title=title)
-axes[0].set(xlabel="step", title="angle per step [rad]\n(dotted: predicted)")
+    axis.set(xlabel="predicted", ylabel="measured", title=title)
+axes[0].set(xlabel="step", title="angle per step [rad]\n(dotted: prediction)")
 lab.legend(figure, 3)
 
 # %%

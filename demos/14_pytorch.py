@@ -40,7 +40,7 @@ def under_ddp(processes=2):
                  for rank in range(processes)]
         try:
             for rank in ranks:
-                rank.wait(timeout=300)
+                rank.wait(timeout=1800)
         finally:
             for rank in ranks:
                 rank.kill()

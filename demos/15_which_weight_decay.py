@@ -122,12 +122,13 @@ lab.claim("without weight decay on the convolutions their effective lr is lower,
           f"{mean(without, late_loss):.2f} against {mean(with_decay, late_loss):.2f}",
           mean(with_decay, middle) > 1.5 * mean(without, middle) and mean(with_decay, late_loss) > mean(without, late_loss))
 if not lab.flags.quick:  # one seed could not tell
-    lab.claim("and tests are worse", f"test accuracy {mean(without, accuracy):.1f}% against {mean(with_decay, accuracy):.1f}% "
-              f"(means of {len(without) * len(seeds)} and {len(with_decay) * len(seeds)} runs)",
+    lab.claim("and the test accuracy is lower",
+              f"{mean(without, accuracy):.1f}% against {mean(with_decay, accuracy):.1f}% (means of "
+              f"{len(without) * len(seeds)} and {len(with_decay) * len(seeds)} runs)",
               mean(with_decay, accuracy) > mean(without, accuracy) + 1)
 (history, test), (other, other_test) = exact
 gap = np.abs(history["loss"] - other["loss"]).max()
-lab.claim("that weight decay acts through the effective lr alone: without it, at the converted lr, it is the same run",
+lab.claim("this weight decay acts through the effective lr alone: without it, at the converted lr, the run is the same",
           f"losses of {steps} steps within {gap:.0e}; test accuracy {test:.1%} and {other_test:.1%}",
           gap < 1e-6 and test == other_test)
 both = ("all", "all but γ, β, biases")

@@ -98,7 +98,7 @@ lab.claim("with the betas or eps left as they are it is not",
           f"losses differ by up to {gaps['betas unchanged'][-1]:.1g} and {gaps['eps unchanged'][-1]:.1g}",
           min(gaps["betas unchanged"][-1], gaps["eps unchanged"][-1]) > 1e-9)
 missing = [f"{name}: {100 * (1 - a):.2g} % ({100 * (1 - b):.2g} %)" for name, (a, b) in factors.items()]
-lab.claim("growing lr alone makes steps shorter by a constant part: little with β2 = 0.95, much with 0.999",
+lab.claim("growing lr alone makes steps shorter by a constant fraction: little with β2 = 0.95, much with 0.999",
           f"with weight decay 0.1, measured (predicted): {'; '.join(missing)}",
           all(abs((1 - a) / (1 - b) - 1) < 0.1 for a, b in factors.values()))
 lab.finish("16_adamw", __doc__, figure)

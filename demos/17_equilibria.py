@@ -156,15 +156,15 @@ def furthest(part):
 memory = np.sqrt([monitor.update_correlation(w.step) for w in walks.values()])  # the control: a formula without D
 wrong = memory / table[:, 0]
 tolerance = lab.size(0.03, 0.2)
-lab.claim("where gradients are noise, all six optimisers turn by √(2δ/D) per step, at the norm predicted",
+lab.claim("where gradients are noise, all six optimisers turn the weights by √(2δ/D) per step, at the predicted norm",
           f"angle {furthest(table[:, 0])}, norm {furthest(table[:, 1])}; without D the angle is off by a factor of up to "
           f"{wrong.max():.1f}", np.abs(table[:, :2] - 1).max() < tolerance < wrong.max() - 1)
 part, angles = networks["signSGD"].outward_part(), table[list(rows).index("signSGD"), 2:4]
 others = np.delete(table, list(rows).index("signSGD"), axis=0)
 lab.claim("on a network that learns, nearly so: its gradients are not noise",
-          f"angles in two layers {furthest(others[:, 2:4])} for five optimisers; signSGD {angles[0]:.2f} and {angles[1]:.2f} of "
-          f"it, since signs, unlike gradients, are not orthogonal to w: they undo {part[0]:.0%} and {part[1]:.0%} of the decay, "
-          f"which would leave {np.sqrt(1 - part[0]):.2f} and {np.sqrt(1 - part[1]):.2f} at rest",
+          f"angles in two layers {furthest(others[:, 2:4])} of the prediction for five optimisers; for signSGD {angles[0]:.2f} "
+          f"and {angles[1]:.2f} times it, since signs, unlike gradients, are not orthogonal to w: they undo {part[0]:.0%} and "
+          f"{part[1]:.0%} of the decay, which would leave {np.sqrt(1 - part[0]):.2f} and {np.sqrt(1 - part[1]):.2f} at rest",
           np.abs(others[:, 2:4] - 1).max() < lab.size(0.2, 0.8)
           and np.abs(np.sqrt(1 - part) - angles).max() < lab.size(0.1, 0.2))
 lab.finish("17_equilibria", __doc__, figure)

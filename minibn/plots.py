@@ -30,28 +30,30 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
             groups = [name.removeprefix("lr/") for name in history.columns if name.startswith("lr/")]
             raise ValueError(f"the run {label!r} has no group {group!r}; it has {groups}")
 
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = [("loss", "training loss (mean over 15 steps)", "log"), (f"lr/{group}", "learning rate", "log"),
-              (f"norm/{group}", "norm of the weights |w|", "log"),
-              (f"effective_lr/{group}", f"effective learning rate lr / |w|{'²' if degree else ''}", "log")]
-    for axes, (column, label, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        for i, history in enumerate(runs.values()):
-            y = smooth(history[column], 15) if column == "loss" else history[column]
-            style = {"linewidth": 5, "alpha": 0.35} if i == 0 < len(runs) - 1 else {"linewidth": 1.2}
-            axes.plot(history["step"], y, color=f"C{i}", label=str(i), **style)
-        axes.set(xlabel="step", ylabel=label, yscale=scale)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    legend = figure.axes[0].legend(frameon=False)
-    for text, name in zip(legend.get_texts(), runs, strict=True):  # set here, since a label that begins with "_" is left out
-        text.set(text=name, parse_math=False)
-    if title:
-        figure.suptitle(title, parse_math=False)
-    figure.savefig(Path(path).expanduser(), dpi=110)
+    panels = [("loss", "training loss (mean over 15 steps)"), (f"lr/{group}", "learning rate"),
+              (f"norm/{group}", "norm of the weights |w|"),
+              (f"effective_lr/{group}", f"effective learning rate, lr / |w|{'²' if degree else ''}")]
+    with rc_context({"font.size": 13, "axes.formatter.min_exponent": 4}):  # 0.001, not 10^-3
+        figure = Figure(figsize=(11, 7.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, (column, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+            for i, history in enumerate(runs.values()):
+                y = smooth(history[column], 15) if column == "loss" else history[column]
+                style = {"linewidth": 6, "alpha": 0.35} if i == 0 < len(runs) - 1 else {"linewidth": 1.5}
+                axes.plot(history["step"], y, color=f"C{i}", label=str(i), **style)
+            axes.set(xlabel="step", title=label, yscale="log")
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        legend = figure.axes[0].legend(frameon=False)
+        for text, name in zip(legend.get_texts(), runs, strict=True):  # set here: a label that begins with "_" is left out
+            text.set(text=name, parse_math=False)
+        if title:
+            figure.suptitle(title, parse_math=False)
+        figure.savefig(Path(path).expanduser(), dpi=110)
 
 
 def smooth(y: np.ndarray, width: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +89,11 @@ def test_the_cost_of_a_report_is_counted():
     assert float(seconds) > 0
     assert float(memory) >= 0
     assert "<!-- report: written by python benchmarks/report.py --write -->" in (ROOT / "benchmarks/README.md").read_text("utf-8")
+
+
+def test_without_a_free_threaded_python_the_lock_benchmark_stops_with_a_sentence(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: 0)
+    monkeypatch.setattr(sys, "argv", ["lock.py"])
+    with pytest.raises(SystemExit, match=r"^lock\.py: .* always has the lock\. Give a free-threaded Python"):
+        importlib.import_module("lock").main()

@@ -39,7 +39,7 @@ def test_a_single_run_is_drawn_in_the_usual_style(drawn, tmp_path):
     plots.compare({"one": history()}, "all", tmp_path / "f.png")
     plots.compare({"one": history(), "other": history()}, "all", tmp_path / "g.png")
     widths = [[line.get_linewidth() for line in figure.axes[0].lines] for figure in drawn]
-    assert widths == [[1.2], [5, 1.2]]
+    assert widths == [[1.5], [6, 1.5]]
 
 
 def test_what_cannot_be_drawn_is_named(tmp_path):

@@ -34,11 +34,12 @@ def prepare(demos, pictures, folder, executed):
 HEADER = """Demos
 =====
 
-One script for each claim of the paper, and for what this library adds to it. Each page has the text, the code, the picture and
-what was measured. At its end are the script and a notebook to download: the notebook needs ``minibn`` and nothing else.
+There is one script for each claim of the paper, and for each claim that this library adds. Each page has the text, the code,
+the picture and what was measured. At its end are the script and a notebook to download. The notebook needs ``minibn`` and
+nothing else.
 
-``python -m demos`` runs all of them in about a quarter of an hour on two cores; ``python -m demos toy texp`` those with such
-names, and ``--quick`` in small.
+``python -m demos`` runs all of them in about a quarter of an hour on two cores. ``python -m demos toy texp`` runs those whose
+names contain one of the words, and ``--quick`` runs small versions.
 
 """
 
@@ -83,7 +84,7 @@ def complete_notebooks(folder, demos):
         if "%%writefile" in source:
             continue
         cells = [{"cell_type": "markdown", "metadata": {}, "source": [
-            "This notebook needs `minibn`: `pip install minibn`. The next cell writes what demos share into a file beside it."]}]
+            "This notebook needs `minibn`: `pip install minibn`. The next cell writes a file that the demos share."]}]
         for helper in HELPERS:
             if re.search(rf"^import {helper}\b", source, re.M):
                 text = (demos / f"{helper}.py").read_text(encoding="utf-8")

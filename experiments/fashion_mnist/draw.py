@@ -104,7 +104,7 @@ def parting(runs: dict[str, Any], names: Sequence[str]) -> Figure:
         gap = np.abs(steps["loss"] - control["steps"]["loss"])
         first.loglog(steps["step"] + 1, np.maximum(gap, 1e-8), color=colour, linestyle=dashes, linewidth=0.9, label=label)
         second.semilogy(epochs["epoch"], epochs["loss"], color=colour, linestyle=dashes, linewidth=2, label=label)
-    first.set(xlabel="step", title="difference of the batch loss (0 is drawn as 1e-8)")
+    first.set(xlabel="step", title="|difference of the batch losses|\n(0 is drawn as 1e-8)")
     second.set(xlabel="epoch", title=LOSS)
     figure.legend(*second.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
@@ -144,8 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=DOCS / "fashion-mnist", help="folder for the pictures")
     parser.add_argument("--page", type=Path, default=DOCS / "fashion-mnist.md", help="Markdown page whose table is renewed")
     flags = parser.parse_args(arguments)
-    mpl.rcParams.update({"font.size": 11, "axes.titlesize": 11, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
-                         "axes.spines.top": False, "axes.spines.right": False})
+    mpl.rcParams.update({"font.size": 13, "axes.titlesize": 13, "axes.formatter.min_exponent": 4, "axes.grid": True,
+                         "grid.alpha": 0.3, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False})
     runs = read(flags.data)
     if not runs:
         parser.error(f"there are no runs in {flags.data}; make some by python -m experiments.fashion_mnist.run, or give --data")

@@ -1,10 +1,11 @@
 """Train PreResNet-14 on Fashion-MNIST with the paper's settings and each of the paper's schedules, as one sweep.
 
-    python -m experiments.fashion_mnist.run --path /usr/share/datasets/fashion-mnist --output
-    results/fashion-mnist
+    python -m experiments.fashion_mnist.run \\
+        --path /usr/share/datasets/fashion-mnist --output results/fashion-mnist
 
-Each run is one thread. It writes two small CSV files into the output folder, and one line into
-runs.jsonl there. A run that was stopped goes on from its last whole epoch, to the same bits.
+Each run uses one thread. It writes two small CSV files into the output folder, and one line into
+runs.jsonl there. A run that was stopped goes on from its last complete epoch, with the same bits as
+a run that was not.
 """
 
 import argparse

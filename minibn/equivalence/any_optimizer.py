@@ -117,7 +117,7 @@ class Reframed(Optimizer[S]):
 
     @property
     def schedule(self) -> Iterator[S]:
-        """The given optimiser's."""
+        """The schedule of the given optimiser."""
         return self.optimizer.schedule
 
     @schedule.setter

@@ -14,8 +14,8 @@ group:
     | LayerNorm    | N | H·W   | 1          | C              |
     |  of each position | N·H·W | 1 | 1     | C              |
 
-ε = 0 is legal, and makes a network exactly scale-invariant: y(c x) = y(x) for c > 0. If all numbers of a set are equal,
-up to a rounding error above √ε, then x̂ and dx are 0. In float32, σ may lie between about 1e-19 and 1e19.
+ε = 0 is legal, and makes a network exactly scale-invariant: y(c x) = y(x) for c > 0. If all numbers
+of a set are equal, up to rounding, x̂ and dx are 0. In float32, σ may be about 1e-19 to 1e19.
 """
 
 import math
@@ -35,7 +35,7 @@ class _Normalisation(Module):
 
     def __init__(self, num_groups: int, num_features: int, eps: float = 1e-5, affine: bool = True, *,
                  dtype: str = "float32") -> None:
-        eps = arguments.number(f"{type(self).__name__}: eps", eps)  # a NumPy number would bring the statistics to its precision
+        eps = arguments.number(f"{type(self).__name__}: eps", eps)  # a NumPy number brings its own precision
         if num_features < 1 or num_groups < 1 or num_features % num_groups or not 0 <= eps < math.inf:
             raise ValueError(f"{type(self).__name__}: num_features must be above 0 and divisible by num_groups, and eps at "
                              f"least 0 and finite, got {num_features}, {num_groups} and {eps}")
@@ -133,10 +133,9 @@ class BatchNorm(_Normalisation):
 
 
 class GroupNorm(_Normalisation):
-    """Normalise each group of neighbouring channels of each image (Wu & He, 2018).
+    """Normalise each of `num_groups` groups of neighbouring channels of each image (Wu & He, 2018).
 
-    The number of groups must divide that of channels. Shapes, other arguments and errors as in `BatchNorm`.
-    """
+    Shapes, the other arguments and errors are those of `BatchNorm`."""
 
 
 class LayerNorm(_Normalisation):
@@ -145,9 +144,8 @@ class LayerNorm(_Normalisation):
     It is `GroupNorm` with one group. γ and β have one number per channel; shapes and arguments as in `BatchNorm`.
 
     Args:
-        each_position: normalise over the last axis alone, as PyTorch's `LayerNorm(num_features)` does, so that no position
-            depends on another. None: do not, and refuse sequences (N, T, C), since it is unclear
-            which of the two is meant.
+        each_position: normalise over the last axis alone, as PyTorch's `LayerNorm(num_features)` does.
+            None: do not, and refuse sequences (N, T, C), of which it is unclear which is meant.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, each_position: bool | None = None,

@@ -24,12 +24,13 @@ class StepNumbers:
     Every field is made a Python float, since NumPy's numbers would change the dtype of the weights,
     and is checked.
 
-    Subclasses have the fields `lr` and `weight_decay` and set
-        limits: {field: (low, high)}. A number must lie between the two. 0 itself is allowed, other
-            limits are not.
-        degree: k, the degree of the update in the gradients. Gradients c times as large make the
-            update c^k times as large. k is 1 for SGD, and 0 for methods that divide by the size of
-            their gradients.
+    Subclasses have the fields `lr` and `weight_decay`, and set
+
+    - `limits`: {field: (low, high)}. A number must lie between the two. 0 itself is allowed, other
+      limits are not.
+    - `degree`: k, the degree of the update in the gradients. Gradients c times as large make the
+      update c^k times as large. k is 1 for SGD, and 0 for methods that divide by the size of their
+      gradients.
     """
 
     __slots__ = ()
@@ -40,7 +41,7 @@ class StepNumbers:
 
     @property
     def shrink(self) -> float:
-        """δ: decoupled weight decay multiplies the weights by 1 - δ in this step."""
+        """The δ of this step. Decoupled weight decay multiplies the weights by 1 - δ."""
         return self.lr * self.weight_decay
 
     def __post_init__(self) -> None:
@@ -80,12 +81,13 @@ class Optimizer(Generic[S]):
     """Base class of optimisers: update `parameters` with one step object of `schedule` per `step()`.
 
     Subclasses set
-        step_type: the class of their step objects.
-        entries: names of the state arrays, such as ("velocity",). Each becomes an attribute, a list
-            with one array per parameter, which starts at zero.
-        update: the equation, for one parameter.
-        elementwise: whether `update` computes each number from the numbers at its place only. Then
-            many parameters may be given to it as one long array.
+
+    - `step_type`: the class of their step objects.
+    - `entries`: names of the state arrays, such as ("velocity",). Each becomes an attribute, a list
+      with one array per parameter, which starts at zero.
+    - `update`: the equation, for one parameter.
+    - `elementwise`: whether `update` computes each number from the numbers at its place only. Then
+      many parameters may be given to it as one long array.
 
     Args:
         parameters: list of `nn.Parameter`, as from `module.parameters()`.

@@ -69,7 +69,7 @@ class Conversion:
 
     @property
     def scales(self) -> dict[Any, float]:
-        """{set: P}, the set as names of parameters, or as its number where there are no names."""
+        """P of each set. The key is the names of the parameters of the set, or its number if there are no names."""
         return {s.name: s.parts[0].frame.scale for s in self.sets}
 
     def frame(self, which: torch.Tensor | Group) -> Frame:

@@ -5,6 +5,7 @@ the code casts to float32, `Exact` sees the call on its way into torch and chang
 """
 
 import copy
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -125,7 +126,7 @@ class Loss:
             if name in self.parameters:
                 own = self.parameters[name].copy_(p)
                 if not own.any():
-                    own.copy_(_noise(own, 0.02, generators))
+                    own.add_(_noise(own, generators), alpha=0.02)
 
     @torch.no_grad()
     def scatter(self, seed: int) -> None:
@@ -138,8 +139,8 @@ class Loss:
         for name, p in self.source.named_parameters():
             if name in self.parameters:
                 own = self.parameters[name].copy_(p)
-                spread = float(own.abs().square().mean().sqrt())
-                own.add_(_noise(own, 0.5 * (spread if spread > NEXT_TO_NOTHING else 1.0), generators, seed))
+                spread = float(torch.linalg.vector_norm(own)) / math.sqrt(own.numel() or 1)
+                own.add_(_noise(own, generators, seed), alpha=0.5 * (spread if spread > NEXT_TO_NOTHING else 1.0))
 
     @torch.no_grad()
     def scale(self, factors: Mapping[str, float]) -> None:
@@ -233,7 +234,8 @@ def _variance(name, args, kwargs):
 
 def inner(gradient: torch.Tensor, p: torch.Tensor) -> float:
     """`<∂L/∂p, p>`, the change of the loss when p is multiplied by 1 + c, for each c."""
-    return float(torch.sum(gradient.detach() * p.detach().conj()).real)
+    p, gradient = (t.detach().flatten(1) if t.ndim > 1 else t.detach().reshape(1, -1) for t in (p, gradient))
+    return float(torch.einsum("rc,rc->r", gradient, p.conj()).sum().real)  # by rows: no array as large as p
 
 
 def size(gradient: torch.Tensor, p: torch.Tensor) -> float:
@@ -282,8 +284,8 @@ def _double(x):
     return x
 
 
-def _noise(like, spread, generators, seed=0):
-    """Normal random numbers of the shape of `like`, drawn where it is."""
+def _noise(like, generators, seed=0):
+    """Standard normal random numbers of the shape of `like`, drawn where it is."""
     if like.device not in generators:
         generators[like.device] = torch.Generator(like.device).manual_seed(seed)
-    return spread * torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generators[like.device])
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generators[like.device])

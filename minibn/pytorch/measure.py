@@ -65,6 +65,7 @@ def measure(loss: Loss) -> Measured:
         products.append({n: inner(g, loss.parameters[n]) for n, g in gradients.items()})
         sizes.append({n: size(g, loss.parameters[n]) for n, g in gradients.items()})
         slices.append(_slices(gradients, loss))
+        del gradients  # before the next ones are made
     if not any(sizes):
         raise ValueError("the loss does not depend on the model's parameters: loss_fn(model) must use the model that it is "
                          "given, which is a copy")
@@ -103,6 +104,7 @@ def _rows(loss, names, products, sizes, seed):
             loss.scale(dict(zip(names, np.exp2(factors - before), strict=True)))
             _, gradients = loss.gradients(names, seed)
             product = {n: inner(g, loss.parameters[n]) for n, g in gradients.items()}
+            del gradients
         row = np.array([product.get(n, 0.0) for n in names]) / scale
         row /= np.linalg.norm(row) or 1.0
         rows.append(row)

@@ -183,9 +183,11 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _axes(shapes):
-    """{name: number of axes longer than 1}, by which parameters are told apart: 2 and more for the
-    weights of a layer, 1 for
-    a bias of such a layer, and 0 for other vectors, which are the last to be converted."""
+    """{name: number of axes longer than 1}, by which parameters are told apart.
+
+    It is 2 or more for the weights of a layer, 1 for a bias of such a layer, and 0 for other
+    vectors, which are the last to be converted.
+    """
     axes = {name: sum(length > 1 for length in shape) for name, shape in shapes.items()}
     layers = {name.rpartition(".")[0] for name, count in axes.items() if count >= 2}
     return {name: count if count >= 2 else int(name.rpartition(".")[0] in layers) for name, count in axes.items()}

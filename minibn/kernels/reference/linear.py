@@ -35,5 +35,5 @@ def norm(arrays: Sequence[Array]) -> Array:
     for x in arrays:
         xp = array_namespace(x)
         wide = xp.astype(xp.reshape(x, (-1,)), xp.float64)
-        squares.append(xp.vecdot(wide, wide))
+        squares.append(wide @ wide)
     return xp.sqrt(sum(squares[1:], start=squares[0])) if squares else 0.0
