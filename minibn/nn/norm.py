@@ -39,8 +39,7 @@ class _Normalisation(Module):
         if num_features < 1 or num_groups < 1 or num_features % num_groups or not 0 <= eps < math.inf:
             raise ValueError(f"{type(self).__name__}: num_features must be above 0 and divisible by num_groups, and eps at "
                              f"least 0 and finite, got {num_features}, {num_groups} and {eps}")
-        self.num_features, self.num_groups = num_features, num_groups
-        self.eps = eps
+        self.num_features, self.num_groups, self.eps = num_features, num_groups, eps
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
 
