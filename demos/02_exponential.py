@@ -12,7 +12,7 @@ import numpy as np
 from minibn import equivalence, experiment
 
 # %% The same network, the same batches, two schedules.
-settings = {**lab.images, "affine": False, "fixed": True, "dtype": "float64", "width": 8, "epochs": lab.size(30, 3)}
+settings = {**lab.images, "affine": False, "fixed": True, "dtype": "float64", "width": lab.size(8, 4), "epochs": lab.size(30, 3)}
 constant = experiment.Experiment(schedule="constant", **settings)
 exponential = experiment.Experiment(schedule="exponential", **settings)
 alpha, kappa = equivalence.fixed_point(constant.lr, constant.momentum, constant.weight_decay)

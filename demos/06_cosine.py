@@ -12,7 +12,7 @@ import numpy as np
 from minibn import experiment
 
 # %%
-settings = {**lab.images, "schedule": "cosine", "dtype": "float64", "width": 8, "epochs": lab.size(30, 3),
+settings = {**lab.images, "schedule": "cosine", "dtype": "float64", "width": lab.size(8, 4), "epochs": lab.size(30, 3),
             "warmup": lab.size(3, 0.5)}
 usual = experiment.Experiment(**settings)
 one = experiment.run(usual, description="cosine, weight decay")

@@ -1,7 +1,7 @@
 """A PyTorch training script as anybody writes it, for `14_pytorch.py`: one line of it is the conversion.
 
 Run as it is, with the variables that `torchrun` sets, it trains under DistributedDataParallel
-(`python torch_script.py FILE`).
+(`python torch_script.py FILE EPOCHS`).
 """
 
 import datetime
@@ -91,13 +91,18 @@ def train(converted, epochs, eps=1e-5, batch_size=64, adamw=False, found=None):
     return {name: np.array(values) for name, values in log.items()}, model, found
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}.store", rank=int(os.environ["RANK"]),
-                                   world_size=int(os.environ["WORLD_SIZE"]), timeout=datetime.timedelta(seconds=60))
-    converted = train(True, epochs=int(sys.argv[2]), eps=1e-30)
-    usual = train(False, epochs=int(sys.argv[2]), eps=1e-30, found=converted[2])
-    np.savez(f"{sys.argv[1]}-{distributed.get_rank()}.npz", usual=usual[0]["loss"], converted=converted[0]["loss"],
+def run_rank(file, rank, ranks, epochs):
+    """Train with and without the line as process `rank` of `ranks` under DDP; its losses and a weight go to FILE-RANK.npz."""
+    distributed.init_process_group("gloo", init_method=f"file://{file}.store", rank=rank, world_size=ranks,
+                                   timeout=datetime.timedelta(seconds=60))
+    converted = train(True, epochs, eps=1e-30)
+    usual = train(False, epochs, eps=1e-30, found=converted[2])
+    np.savez(f"{file}-{rank}.npz", usual=usual[0]["loss"], converted=converted[0]["loss"],
              weight=converted[1][0].weight.detach().numpy())
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_rank(sys.argv[1], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), epochs=int(sys.argv[2]))

@@ -34,6 +34,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "minibn"))
 OLDEST = "2023.12"  # of the standard's versions, that will do: see `minibn.backend`
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is no such hook
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n auto`, each process begins with its own part of the tests, in order, and takes some of another's when it is done.
+
+    By default they take turns, and what the tests of a file share (the site, a trained network) is made once in each of them.
+    """
+    if config.getoption("dist") == "load":
+        from xdist.scheduler import WorkStealingScheduling
+
+        return WorkStealingScheduling(config, log)
+    return None
+
+
 def pytest_collection_modifyitems(items):
     marked = [item for item in items if item.get_closest_marker("gpu")]
     reason = _why_no_gpu() if marked else None

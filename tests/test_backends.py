@@ -17,7 +17,7 @@ from conftest import others
 from cupy_double import in_place_of_cupy
 from packaging.requirements import Requirement
 
-from minibn import backend, data, experiment, kernels, models, monitor, nn, schedules
+from minibn import backend, data, experiment, kernels, models, monitor, nn, plots, schedules
 from minibn.__main__ import main
 from minibn.equivalence import remove_weight_decay
 from minibn.experiment import Experiment
@@ -519,7 +519,9 @@ def test_an_experiment_saved_on_one_library_goes_on_on_another(optimizer, backen
     assert_close(everything(experiment.run(Experiment(**options), checkpoint=path, progress=False)), expected, 1e-11)
 
 
-def test_the_command_line(backend_name, tmp_path, capsys):
+def test_the_command_line(backend_name, tmp_path, capsys, monkeypatch):
+    """Without pictures: they are drawn from a History, which is NumPy's."""
+    monkeypatch.setattr(plots, "compare", lambda *_, **__: None)
     common = ["--epochs", "1", "--quiet", "--backend", backend_name]
     assert main([*common, "--batch", "512", "--output", str(tmp_path)]) == 0
     assert "the same run" in capsys.readouterr().out

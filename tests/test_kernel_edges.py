@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kernels import CASES, assert_equal, cases
 
+from minibn import kernels
 from minibn.kernels import cpu, device, reference
 
 module = importlib.import_module("minibn.kernels.threads")  # the package has a function of this name
@@ -62,6 +63,21 @@ def test_the_reference_computes_where_its_arrays_are(name, data):
     found = getattr(reference, name)(*map(moved, arguments))
     assert places(found) == {(type(xp.zeros(1)), there)}
     assert_equal(back(found), getattr(reference, name)(*arguments))
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("embed", (np.zeros(2, int), np.ones((3, 2)))), ("embed_backward", (np.ones((2, 2)), np.zeros(2, int), 3)),
+    ("cross_entropy", (np.ones((2, 3)), np.zeros(2, int)))])
+@pytest.mark.parametrize("place", [0, 1])
+def test_arrays_of_two_libraries_are_refused(name, arguments, place):
+    xp = pytest.importorskip("array_api_strict", reason="the standard's own library: pip install -e '.[test]'")
+    mixed = [xp.asarray(x) if i == place else x for i, x in enumerate(arguments)]
+    with pytest.raises(TypeError, match="Multiple namespaces"):
+        getattr(reference, name)(*mixed)
+
+
+def test_the_norm_of_nothing_is_0():
+    assert kernels.norm([]) == reference.norm([]) == 0.0
 
 
 @IMPLEMENTATIONS

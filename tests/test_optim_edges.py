@@ -13,18 +13,21 @@ from minibn import backend, nn
 from minibn.equivalence import (
     Reframed,
     adam_exponential,
+    adam_without_decay,
     add_weight_decay,
     any_optimizer,
     converted_for,
     decayed,
+    exponential_equivalent,
     frame_after,
+    lion_without_decay,
     remove_weight_decay,
     scale_after,
     streams,
     undecayed,
 )
 from minibn.invariance import Probe, probe
-from minibn.optim import SGD, AdamW, Lion, LionStep, Muon, MuonStep, Step, sgd
+from minibn.optim import SGD, AdamStep, AdamW, Lion, LionStep, Muon, MuonStep, Step, sgd
 from minibn.optim import muon as muon_file
 
 # ---- the published formulas, in NumPy ----
@@ -271,3 +274,21 @@ def test_the_numbers_of_a_step_that_are_left_out(kind):
     published = {"sgd": (0.1, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0), "adamw": (0.1, 0.9, 0.999, 1e-8, 0.0), "lion": (0.1, 0.9, 0.99, 0.0),
                  "muon": (0.1, 0.95, 0.0)}
     assert astuple(type(KINDS[kind][1])(0.1)) == published[kind]
+
+
+def test_constants_of_any_degree_are_transported():
+    """An eps under the root has degree 2, SAM's radius -1; lr = η / (P^k P')."""
+    constants = {"under": 2, "radius": -1, "none": 0}
+    found = any_optimizer.transport({"m": 1, "v": 2}, constants, -1, previous=0.5, scale=0.25, after=0.125)
+    assert found == ({"m": 0.5, "v": 0.25}, {"under": 0.0625, "radius": 4.0, "none": 1.0}, 2.0)
+
+
+@pytest.mark.parametrize("schedule", [
+    lambda: adam_exponential(1e-300, 5e299), lambda: exponential_equivalent(1e-300, 0.0, 5e299),
+    lambda: adam_without_decay(repeat(AdamStep(1e-300, weight_decay=5e299))),
+    lambda: lion_without_decay(repeat(LionStep(1e-300, weight_decay=5e299))),
+    lambda: remove_weight_decay(repeat(Step(1e-300, weight_decay=5e299)), band=None)])
+def test_a_scale_that_is_0_is_out_of_range_though_lr_is_not(schedule):
+    """lr * weight_decay = 0.5: P is 0 after 1,075 steps, when lr / P would still be a number."""
+    with pytest.raises(OverflowError, match="left float range"):
+        list(islice(schedule(), 2000))

@@ -111,6 +111,12 @@ def test_a_set_that_only_a_search_finds():
     assert found.explain("b").startswith("b is in no scale-invariant group, because so it is, and no set of weights with b keeps")
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_coefficients_may_be_fractions(sign):
+    half = Fraction(sign, 2)
+    assert Symmetries(dict.fromkeys("xab", 2), [equation(x=-sign, a=half, b=half)]).groups == [("x", "a", "b")]
+
+
 @pytest.mark.parametrize("first", ["own degree", "no degree"])
 def test_a_module_that_is_believed_does_not_hide_the_next_one(first):
     """`degree` of the object itself, and of a class whose base classes have none."""

@@ -133,6 +133,9 @@ def test_cores_respect_the_quota_of_a_container(tmp_path):
     control_group(tmp_path / "v1/cpu,cpuacct/run", cpu_cfs_quota_us="400000\n", cpu_cfs_period_us="100000\n")
     control_group(tmp_path / "v1/cpu,cpuacct", cpu_cfs_quota_us="-1\n", cpu_cfs_period_us="100000\n")
     assert list(_quotas(tmp_path / "v1", membership)) == [4]
+    membership.write_text("0::/a:b\n")
+    control_group(tmp_path / "v2/a:b", cpu_max="100000 100000\n")
+    assert list(_quotas(tmp_path / "v2", membership)) == [1]
     assert list(_quotas(tmp_path / "nothing", tmp_path / "none")) == []
 
 
