@@ -269,11 +269,11 @@ REFUSED = [
     (lambda: probe(lambda p: 0.0, {"w": np.ones(1)}, scales=[]), ValueError,
      "probe needs at least one scale to try, got none"),
     (lambda: symmetries(Act()), TypeError,
-     "the network is a Act, which has a forward of its own but inherits the degree of ReLU: that says how another "
+     "the network has the type Act, which has a forward of its own but inherits the degree of ReLU: that says how another "
      "function scales. Define degree(x) in Act too (if it scales in the same way, `degree = ReLU.degree`), and check "
      "it by minibn.testing.check_degree"),
     (lambda: symmetries(nn.Sequential(nn.Flatten(), act=Act())), TypeError,
-     "act is a Act, which has a forward of its own but inherits the degree of ReLU: that says how another function "
+     "act has the type Act, which has a forward of its own but inherits the degree of ReLU: that says how another function "
      "scales. Define degree(x) in Act too (if it scales in the same way, `degree = ReLU.degree`), and check it by "
      "minibn.testing.check_degree"),
     (lambda: linear().is_scale_invariant(["b", "a", "0.bias"]), ValueError,
