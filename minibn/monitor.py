@@ -28,7 +28,7 @@ them never waits for a GPU.
 import math
 from collections.abc import Sequence
 
-from minibn import kernels
+from minibn import arguments, kernels
 from minibn.backend import Array, array_namespace
 from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
 
@@ -102,7 +102,7 @@ def predicted_angular_update(lr: float, momentum: float, weight_decay: float) ->
         >>> round(predicted_angular_update(0.1, 0.9, 5e-4), 4)
         0.0073
     """
-    _check(lr, momentum, weight_decay)
+    lr, momentum, weight_decay = _check(lr, momentum, weight_decay)
     return math.sqrt(2 * lr * weight_decay / (1 + momentum))
 
 
@@ -246,10 +246,12 @@ def predicted_norm(lr: float, momentum: float, weight_decay: float, gradient_squ
         >>> round(predicted_norm(0.1, 0.9, 5e-4, gradient_square=1.0), 3)  # (0.1 / 1e-4)^(1/4)
         5.623
     """
-    _check(lr, momentum, weight_decay)
+    lr, momentum, weight_decay = _check(lr, momentum, weight_decay)
     if not weight_decay:
         raise ValueError("without weight decay there is no equilibrium: the norm grows without bound")
-    return (lr * gradient_square / (2 * weight_decay * (1 - momentum))) ** 0.25
+    if not 0 <= arguments.number("gradient_square", gradient_square) < math.inf:
+        raise ValueError(f"gradient_square must be a finite number of at least 0, got {gradient_square}")
+    return (lr * float(gradient_square) / (2 * weight_decay * (1 - momentum))) ** 0.25
 
 
 def time_to_equilibrium(lr: float, momentum: float, weight_decay: float) -> float:
@@ -259,12 +261,16 @@ def time_to_equilibrium(lr: float, momentum: float, weight_decay: float) -> floa
         >>> round(time_to_equilibrium(0.1, 0.9, 5e-4))
         500
     """
-    _check(lr, momentum, weight_decay)
+    lr, momentum, weight_decay = _check(lr, momentum, weight_decay)
     product = lr * weight_decay
     return (1 - momentum) / (4 * product) if product else math.inf
 
 
 def _check(lr, momentum, weight_decay):
+    """The three as floats, if they are in range."""
+    given = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+    lr, momentum, weight_decay = (arguments.number(name, value) for name, value in given.items())
     if not (lr >= 0 and 0 <= momentum < 1 and weight_decay >= 0):
         raise ValueError(f"needs lr and weight decay of at least 0 and momentum from 0 to below 1; got lr={lr}, "
                          f"momentum={momentum}, weight_decay={weight_decay}")
+    return lr, momentum, weight_decay

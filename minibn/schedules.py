@@ -13,8 +13,10 @@ from dataclasses import replace
 from itertools import count, repeat
 from typing import Any, TypeVar
 
+from minibn import arguments
 from minibn.export import COLUMNS, lr_function, number_functions, read_csv, write_csv
 from minibn.optim import Schedule, Step, StepNumbers
+from minibn.optim.base import steps_of
 
 __all__ = ["COLUMNS", "NAMES", "by_name", "constant", "cosine", "decoupled", "exponential", "like", "lr_function", "nesterov",
            "number_functions", "read_csv", "step_decay", "warmup", "write_csv"]
@@ -68,8 +70,7 @@ def constant(lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> 
         >>> next(constant(0.1, momentum=0.9)).momentum
         0.9
     """
-    _check(lr, momentum, weight_decay)
-    return repeat(Step(lr, momentum, weight_decay))
+    return repeat(_step(lr, momentum, weight_decay))
 
 
 def step_decay(lr: float, milestones: Iterable[int], factor: float = 0.1, *, momentum: float = 0.0,
@@ -89,12 +90,13 @@ def step_decay(lr: float, milestones: Iterable[int], factor: float = 0.1, *, mom
         >>> [s.lr for s in islice(step_decay(1.0, [2, 3]), 4)]
         [1.0, 1.0, 0.1, 0.010000000000000002]
     """
-    milestones = list(milestones)
-    if not all(a < b < math.inf for a, b in zip([-1, *milestones], milestones, strict=False)):
+    given = arguments.iterable("step_decay: milestones", milestones, "a list of step numbers")
+    drops = [arguments.number("step_decay: a milestone", milestone) for milestone in given]
+    if not all(a < b < math.inf for a, b in zip([-1, *drops], drops, strict=False)):
         raise ValueError(f"step_decay: milestones must be increasing step numbers of at least 0, got {milestones}")
-    _check_at_least(0, "step_decay", factor=factor)
-    _check(lr, momentum, weight_decay)
-    return (Step(lr * factor ** bisect_right(milestones, t), momentum, weight_decay) for t in count())
+    factor = _at_least(0, "step_decay: factor", factor)
+    first = _step(lr, momentum, weight_decay)
+    return (replace(first, lr=first.lr * factor ** bisect_right(drops, t)) for t in count())
 
 
 def cosine(lr: float, steps: int, final: float = 0.0, *, momentum: float = 0.0,
@@ -111,11 +113,9 @@ def cosine(lr: float, steps: int, final: float = 0.0, *, momentum: float = 0.0,
         >>> [round(s.lr, 3) for s in islice(cosine(1.0, 4), 6)]
         [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
     """
-    _check_at_least(1, "cosine", steps=steps)
-    _check(lr, momentum, weight_decay)
-    _check_at_least(0, "cosine", final=final)
-    return (Step(final + (lr - final) * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2, momentum, weight_decay)
-            for t in count())
+    steps, final = _at_least(1, "cosine: steps", steps), _at_least(0, "cosine: final", final)
+    first = _step(lr, momentum, weight_decay)
+    return (replace(first, lr=final + (first.lr - final) * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2) for t in count())
 
 
 def exponential(lr: float, growth: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> Iterator[Step]:
@@ -131,17 +131,16 @@ def exponential(lr: float, growth: float, *, momentum: float = 0.0, weight_decay
         >>> [s.lr for s in islice(exponential(0.5, 2.0), 3)]
         [0.5, 1.0, 2.0]
     """
-    _check(lr, momentum, weight_decay)
-    _check_at_least(0, "exponential", growth=growth)
+    first, factor = _step(lr, momentum, weight_decay), _at_least(0, "exponential: growth", growth)
 
     def lr_at(t):
         try:
-            return lr * float(growth) ** t
+            return first.lr * factor**t
         except OverflowError:
             raise OverflowError(f"exponential: lr={lr} * growth={growth} ** {t} is beyond float range; "
                                 "equivalence.remove_weight_decay has `band` for schedules that grow without end") from None
 
-    return (Step(lr_at(t), momentum, weight_decay) for t in count())
+    return (replace(first, lr=lr_at(t)) for t in count())
 
 
 def like(step: S, schedule: Iterable[StepNumbers]) -> Iterator[S]:
@@ -158,8 +157,10 @@ def like(step: S, schedule: Iterable[StepNumbers]) -> Iterator[S]:
         >>> [(s.beta2, s.weight_decay, round(s.lr, 6)) for s in islice(adam, 2)]
         [(0.95, 0.1, 0.000333), (0.95, 0.1, 0.000667)]
     """
+    if not isinstance(step, StepNumbers):
+        raise TypeError(f"like: step must be a step object, such as AdamStep(1e-3), got {arguments.short(step)}")
     given: Any = step
-    return (replace(given, lr=s.lr) for s in schedule)
+    return (replace(given, lr=s.lr) for s in steps_of(schedule, StepNumbers))
 
 
 def warmup(steps: int, schedule: Iterable[S]) -> Iterator[S]:
@@ -176,8 +177,8 @@ def warmup(steps: int, schedule: Iterable[S]) -> Iterator[S]:
         >>> [s.lr for s in islice(warmup(3, constant(1.0)), 5)]
         [0.25, 0.5, 0.75, 1.0, 1.0]
     """
-    _check_at_least(0, "warmup", steps=steps)
-    given: Iterable[Any] = schedule
+    steps = _at_least(0, "warmup: steps", steps)
+    given: Iterator[Any] = steps_of(schedule, StepNumbers)
     return (replace(s, lr=s.lr * (t + 1) / (steps + 1)) if t < steps else s for t, s in enumerate(given))
 
 
@@ -200,7 +201,7 @@ def nesterov(schedule: Schedule) -> Iterator[Step]:
         >>> step.lr, step.lookahead
         (0.05, 2.0)
     """
-    for t, s in enumerate(schedule):
+    for t, s in enumerate(steps_of(schedule, Step)):
         if s.lookahead:
             raise ValueError(f"nesterov: step {t} already has lookahead={s.lookahead}; give a heavy-ball schedule")
         yield replace(s, lr=s.lr * s.momentum, lookahead=1 / s.momentum) if s.momentum else s
@@ -224,21 +225,24 @@ def decoupled(schedule: Schedule) -> Iterator[Step]:
         >>> step.weight_decay, step.shrink
         (0.0, 0.125)
     """
-    for t, s in enumerate(schedule):
+    for t, s in enumerate(steps_of(schedule, Step)):
         if s.shrink or s.lookahead:
             raise ValueError(f"decoupled: step {t} already has shrink={s.shrink}, lookahead={s.lookahead}; "
                              "give a heavy-ball schedule with L2 weight decay")
         yield replace(s, weight_decay=0.0, shrink=s.lr * s.weight_decay)
 
 
-def _check(lr, momentum, weight_decay):
-    """Raise ValueError unless a Step can have these numbers and momentum is below 1."""
-    if not 0 <= momentum < 1:
+def _step(lr, momentum, weight_decay):
+    """The Step of these numbers; ValueError unless momentum is below 1."""
+    step = Step(lr, momentum, weight_decay)
+    if step.momentum >= 1:
         raise ValueError(f"momentum must lie between 0 and below 1, got {momentum}")
-    Step(lr, momentum, weight_decay)
+    return step
 
 
-def _check_at_least(low, name, **numbers):
-    for key, value in numbers.items():
-        if not low <= value < math.inf:  # NaN is in no range
-            raise ValueError(f"{name}: {key} must be a finite number of at least {low}, got {value}")
+def _at_least(low, name, value):
+    """`value` as a float; ValueError unless it is finite and at least `low`."""
+    number = arguments.number(name, value)
+    if not low <= number < math.inf:  # NaN is in no range
+        raise ValueError(f"{name} must be a finite number of at least {low}, got {value}")
+    return number

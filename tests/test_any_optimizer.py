@@ -623,7 +623,7 @@ def test_lookahead_of_the_converted_run(kind, seed):
 def test_bad_weights_of_averages():
     with pytest.raises(ValueError, match="mu must lie between 0 and 1, got 1.5"):
         ema(1.5, 0.0, 1.0, 0.0, 1.0)
-    with pytest.raises(ValueError, match="count starts at 1, got 0"):
+    with pytest.raises(ValueError, match="count must be a whole number of at least 1, got 0"):
         swa(0, 0.0, 1.0, 0.0, 1.0)
 
 

@@ -321,15 +321,15 @@ class BelowThePool(nn.AvgPool2d):
 def test_a_degree_that_was_written_for_another_forward_is_refused(layer):
     name = type(layer).__name__
     net = nn.Sequential(conv(np.random.default_rng(0)), act=nn.Sequential(layer), norm=nn.BatchNorm(4, affine=False))
-    with pytest.raises(TypeError, match=rf"act.0 is a {name}, which has a forward of its own but inherits the degree of .*"
-                                        rf"Define degree\(x\) in {name} too .*check_degree"):
+    with pytest.raises(TypeError, match=rf"act.0 has the type {name}, which has a forward of its own but inherits the degree of "
+                                        rf".*Define degree\(x\) in {name} too .*check_degree"):
         symmetries(net)
 
 
 def test_a_forward_put_on_one_object_is_refused_too():
     relu = nn.ReLU()
     relu.forward = np.tanh
-    with pytest.raises(TypeError, match="0 is a ReLU, which has a forward of its own"):
+    with pytest.raises(TypeError, match="0 has the type ReLU, which has a forward of its own"):
         symmetries(nn.Sequential(relu))
 
 

@@ -286,5 +286,11 @@ def test_effective_lr_of_chosen_parameters():
         assert other == pytest.approx(one, rel=1e-10)
 
 
+def test_effective_lr_of_adamw_has_the_weights_once():
+    w = torch.tensor([3.0, 4.0], requires_grad=True)
+    assert effective_lr(torch.optim.AdamW([w], 0.1)) == [pytest.approx(0.1 / 5)]
+    assert effective_lr(torch.optim.AdamW([w], 0.1), power=2) == [pytest.approx(0.1 / 25)]
+
+
 def test_effective_lr_of_zeros():
     assert effective_lr(torch.optim.SGD([torch.zeros(2, requires_grad=True)], 0.1)) == [np.inf]

@@ -118,8 +118,10 @@ def test_the_scripts_own_weights(kind):
     with converted.handle.original():
         for (name, one), other in zip(usual.model.state_dict().items(), converted.model.state_dict().values(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12, msg=name)
+        converted.model.zero_grad()
         loss_of(converted.model).backward()
         loss_of(usual.model.zero_grad() or usual.model).backward()
+        torch.testing.assert_close(converted.model[0].weight.grad, usual.model[0].weight.grad, rtol=1e-8, atol=1e-12)
         with pytest.raises(RuntimeError, match="a step inside"):
             converted.optimizer.step()
         with pytest.raises(RuntimeError, match="inside itself"), converted.handle.original():
@@ -179,12 +181,18 @@ def averaging(script, average):
     return each
 
 
+def bare(handle, model, **options):
+    return swa_utils.AveragedModel(model, **options)
+
+
 @kinds
+@pytest.mark.parametrize("make", [lambda handle, model, **options: handle.averaged(model, **options), bare],
+                         ids=["of the handle", "torch's own"])
 @pytest.mark.parametrize("options", [{}, {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9), "use_buffers": True}],
                          ids=["swa", "ema"])
-def test_averages_of_weights(kind, options):
+def test_averages_of_weights(kind, options, make):
     usual, converted = Script(kind=kind), Script(remove, kind=kind)
-    averages = [swa_utils.AveragedModel(usual.model, **options), converted.handle.averaged(converted.model, **options)]
+    averages = [bare(None, usual.model, **options), make(converted.handle, converted.model, **options)]
     for script, average in zip((usual, converted), averages, strict=True):
         script.train(60, each=averaging(script, average))
     for one, other in zip(averages[0].state_dict().values(), averages[1].state_dict().values(), strict=True):
@@ -212,10 +220,57 @@ def test_averages_of_the_held_weights_are_others():
     usual, converted = Script(), Script(remove)
     directions = []
     for script in (usual, converted):
-        average = swa_utils.AveragedModel(script.model)
-        script.train(60, each=averaging(script, average))
-        directions.append(F.normalize(average.module[0].weight.detach().flatten(), dim=0))
+        seen = []
+        script.train(60, each=lambda script, t, seen=seen: seen.append(script.model[0].weight.detach().clone()))
+        directions.append(F.normalize(torch.stack(seen).mean(0).flatten(), dim=0))
     assert (directions[0] - directions[1]).norm() > 1e-3
+
+
+def test_an_average_that_was_begun_before_the_line_and_goes_on_after_the_way_back():
+    usual, changing = Script(), Script()
+    averages = [swa_utils.AveragedModel(script.model) for script in (usual, changing)]
+    for steps, line in ((10, None), (20, remove), (20, None)):
+        if changing.handle:
+            changing.handle.remove()
+        changing.handle = line and line(changing.model, changing.optimizer)
+        for script, average in zip((usual, changing), averages, strict=True):
+            script.train(steps, each=averaging(script, average))
+    for one, other in zip(averages[0].state_dict().values(), averages[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
+
+
+def test_an_average_of_a_model_with_two_conversions_and_inside_the_scripts_own_form():
+    """Two optimizers, each with a line of its own."""
+    def train(convert):
+        torch.manual_seed(0)
+        model = nn.Sequential(n.conv(3, 4), n.bn(4), nn.ReLU(), n.conv(4, 4), n.bn(4), *n.head(4)).double()
+        optimizers = [torch.optim.SGD([model[0].weight], 0.05, weight_decay=0.05),
+                      torch.optim.AdamW([model[3].weight], 0.02, weight_decay=1.0)]
+        handles = [remove_weight_decay(o, o.param_groups[0], averages=False) for o in optimizers] if convert else []
+        average = swa_utils.AveragedModel(model)
+        for t in range(20):
+            F.cross_entropy(model(images(t)[0]), images(t)[1]).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            if handles and t % 2:
+                with handles[0].original():
+                    average.update_parameters(model)
+            else:
+                average.update_parameters(model)
+        return [average.module[i].weight.detach() for i in (0, 3)]
+
+    for one, other in zip(train(False), train(True), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_an_average_can_be_saved(tmp_path):
+    script = Script(remove)
+    average = script.handle.averaged(script.model)
+    script.train(10, each=averaging(script, average))
+    torch.save(average, tmp_path / "average.pt")
+    again = torch.load(tmp_path / "average.pt", weights_only=False)
+    assert torch.equal(again.module[0].weight, average.module[0].weight)
 
 
 # ---- trying it ----

@@ -73,6 +73,18 @@ def test_a_copied_optimizer_needs_its_own_line():
     assert twin.train(20).losses == script.train(20).losses
 
 
+def test_loading_an_earlier_state_in_the_middle_of_training():
+    """Model and optimizer of the same checkpoint: the weights have changed since the last step, and that is right."""
+    script = Script(remove, warmup_cosine).train(30)
+    checkpoint, losses = saved(script), script.losses
+    whole = script.train(STEPS - 30).losses[30:]
+    states = torch.load(io.BytesIO(checkpoint), weights_only=True)
+    for part, state in zip((script.model, script.optimizer, script.scheduler), states, strict=True):
+        part.load_state_dict(state)
+    script.losses = losses[:30]
+    assert script.train(STEPS - 30).losses[30:] == whole
+
+
 def test_going_back_after_loading_a_checkpoint_from_before_the_conversion():
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)

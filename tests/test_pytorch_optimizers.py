@@ -165,6 +165,38 @@ def test_decay_that_cannot_be_removed(make, reason):
         remove_weight_decay(make(w), w, averages=False)
 
 
+@pytest.mark.parametrize("make", [lambda groups: optim.SGD(groups, 0.05, momentum=0.9, weight_decay=0.1),
+                                  lambda groups: optim.AdamW(groups, 0.02, weight_decay=1.0)], ids=["sgd", "adamw"])
+def test_members_of_a_set_that_do_not_step_are_moved_along(make):
+    """Torch leaves a weight without gradient alone, its decay too; its set has one scale, so its held weights grow."""
+    def train(convert):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.LayerNorm(12, 1e-30), nn.ReLU(), nn.Linear(12, 10)).double()
+        optimizer, losses = make([{"params": [p]} for p in model.parameters()]), []
+        found = report(model, lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
+        handle = remove_weight_decay(optimizer, found, mixed="move") if convert else None
+        for t in range(30):
+            x, y = batch(t)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            if t % 3 == 1:
+                model[1].bias.grad = None
+            elif t % 7 == 3:
+                model[1].weight.grad = None
+            optimizer.step()
+            losses.append(loss.item())
+        if convert:
+            assert [group["minibn"]["steps"] for group in optimizer.param_groups[:2]] == [[27], [20]]
+            handle.remove()
+        return losses, [p.detach() for p in model.parameters()]
+
+    (usual, weights), (converted, others) = train(False), train(True)
+    assert converted == pytest.approx(usual, rel=1e-9)
+    for one, other in zip(weights, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)
+
+
 @pytest.mark.parametrize("make", [optim.AdamW, lambda w: optim.AdamW(w, lr=1e-6), lambda w: optim.SGD(w, lr=0.1)])
 def test_the_measurement_agrees_with_what_is_known(make):
     assert type(measured_rule(make(weights()), "removed", 0.0)) is Decoupled

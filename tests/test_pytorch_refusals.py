@@ -77,6 +77,24 @@ def test_weights_that_share_a_scale_must_be_decayed_alike():
     assert torch.equal(before, model[0].weight)
 
 
+@pytest.mark.parametrize("make", [lambda groups: torch.optim.SGD(groups, 0.1, momentum=0.9),
+                                  lambda groups: torch.optim.AdamW(groups, 0.1)], ids=["sgd", "adamw"])
+def test_weights_that_share_a_scale_must_step_together_in_whatever_param_groups_they_are(make):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5, 1e-30), nn.ReLU(), nn.Linear(5, 3)).double()
+    x = torch.randn(7, 4, dtype=torch.float64)
+    optimizer = make([{"params": [p], "weight_decay": 0.1} for p in model.parameters()])
+    handle = remove_weight_decay(optimizer, report(model, lambda model: model(x).square().mean()))
+    for missing in (model[0].weight, model[0].bias):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        missing.grad, before = None, [p.detach().clone() for p in model.parameters()]
+        with pytest.raises(RuntimeError, match="have no gradient at this step"):
+            optimizer.step()
+        assert all(map(torch.equal, before, model.parameters()))
+    assert set(handle.scales.values()) == {1.0}
+
+
 @pytest.mark.parametrize(("groups", "given"), [(torch.nn.Linear(2, 2), "Linear"), ("weight", "str"), (3, "int")])
 def test_groups_that_are_none(groups, given):
     optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), 0.1)

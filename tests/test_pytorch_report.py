@@ -126,3 +126,43 @@ def test_what_the_report_cannot_measure():
             report(model, loss_fn)
     with pytest.raises(ValueError, match="no parameters that require gradients"):
         report(network().requires_grad_(False), loss_of)
+
+
+def test_exponents_that_are_fractions():
+    """Only a² b³ enters the loss: 2 and 3 times the exponents are opposites."""
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(1))
+            self.head = nn.Linear(4, 3).requires_grad_(False)
+
+        def forward(self, x):
+            return self.head(x * self.a**2 * self.b**3)
+
+    torch.manual_seed(0)
+    x, model = torch.randn(8, 4), Model()
+    found = report(model, lambda model: F.cross_entropy(model(x), torch.arange(8) % 3))
+    assert found.basis in ([{"a": 3, "b": -2}], [{"a": -3, "b": 2}])
+    assert found.groups == []
+
+
+def test_float32_inside_is_measured_in_float64_however_it_is_asked_for():
+    class Norm(nn.Module):
+        def forward(self, x):
+            x = x.float()
+            spread = torch.mean(x * x, -1, keepdim=True, dtype=torch.float32)
+            return x * torch.rsqrt(spread + 1e-6)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 6), Norm(), nn.Linear(6, 10))
+    found = report(model, lambda model: F.cross_entropy(model(X[:16].float().flatten(1)), Y[:16]))
+    assert found.groups == [("0.weight", "0.bias")]
+
+
+def test_the_gap_of_a_branch_that_starts_at_zero_is_measured_too():
+    """With γ = 0 the conv before it has no gradient; with a little γ its eps shows."""
+    model = network(1e-5)
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    found = report(model, loss_of)
+    assert 1e-9 < found.gaps[found.groups.index(("0.weight",))] < 0.1

@@ -228,3 +228,23 @@ def test_gradients_are_there_again_after_a_step_that_was_broken_off():
     hook.remove()
     optimizer.step()
     assert model.weight.grad is not None
+    assert optimizer.param_groups[0]["minibn"]["steps"] == [2]  # hooks take SGD's step, and it was complete
+
+
+def test_after_a_step_that_was_broken_off_an_optimizer_with_decoupled_decay_goes_on_as_if_it_had_not_begun():
+    usual, failing = Script(kind="adamw").train(10), Script(remove, kind="adamw").train(10)
+
+    def fail(*_):
+        raise RuntimeError("another hook")
+
+    for script in usual, failing:  # both, as it moves BatchNorm's running averages
+        script.optimizer.zero_grad()
+        loss_of(script.model).backward()
+    before, hook = failing.state(), failing.optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="another hook"):
+        failing.optimizer.step()
+    hook.remove()
+    assert all(map(torch.equal, before, failing.state()))
+    assert failing.optimizer.state_dict()["param_groups"][0]["lr"] == KINDS["adamw"][1]
+    assert_same(usual.train(20), failing.train(20))
+    assert len(failing.optimizer.param_groups) == 1

@@ -31,6 +31,7 @@ from minibn.equivalence import (
     swa,
     texp,
     texp_minus_minus,
+    transport,
     undecayed,
 )
 from minibn.equivalence.any_optimizer import reframe
@@ -108,6 +109,10 @@ REFUSED = [
      "float32 or float64"),
     (lambda: Optimizer.update(SGD([parameter()], []), Step(0.1), 0, 0), TypeError,
      "SGD must define update(step, weight, gradient, *state)"),
+    (lambda: SGD([0.5], []), TypeError,
+     "SGD: parameters must be a list of nn.Parameter, as from module.parameters(); item 0 is 0.5 of type float"),
+    (lambda: take(lion_without_decay([LionStep(0.1), 0.5])), TypeError,
+     "step 1 of the schedule must be of the class LionStep, got 0.5 of type float"),
     (lambda: SGD([parameter()], []).step(), RuntimeError,
      "the schedule ended after 0 steps; train for fewer steps or give SGD a longer one"),
     (lambda: AdamW([parameter()], [LionStep(0.1)]).step(), TypeError,
@@ -214,8 +219,12 @@ REFUSED = [
      "mu must lie between 0 and 1, got 1.5"),
     (lambda: ema(-0.5, 0.0, 1.0, 0.0, 1.0), ValueError,
      "mu must lie between 0 and 1, got -0.5"),
+    (lambda: ema(0.5, 0.0, 0.0, 0.0, 1.0), ValueError,
+     "the average's scale must be a finite number above 0, as the `scale` of an optimiser is, got 0.0"),
+    (lambda: transport({}, {}, 1, previous=1.0, scale=1.0, after=0.0), ValueError,
+     "scale, previous and after must be finite numbers above 0, got 1.0, 1.0 and 0.0"),
     (lambda: swa(0, 0.0, 1.0, 0.0, 1.0), ValueError,
-     "count starts at 1, got 0"),
+     "count must be a whole number of at least 1, got 0"),
     (lambda: clip_global_norm([SGD([parameter()], [])], 0), ValueError,
      "clip_global_norm needs max_norm above 0, got 0"),
     (lambda: undecayed(undecayed(Lion([parameter()], []))), TypeError,
@@ -260,11 +269,11 @@ REFUSED = [
     (lambda: probe(lambda p: 0.0, {"w": np.ones(1)}, scales=[]), ValueError,
      "probe needs at least one scale to try, got none"),
     (lambda: symmetries(Act()), TypeError,
-     "the network is a Act, which has a forward of its own but inherits the degree of ReLU: that says how another "
+     "the network has the type Act, which has a forward of its own but inherits the degree of ReLU: that says how another "
      "function scales. Define degree(x) in Act too (if it scales in the same way, `degree = ReLU.degree`), and check "
      "it by minibn.testing.check_degree"),
     (lambda: symmetries(nn.Sequential(nn.Flatten(), act=Act())), TypeError,
-     "act is a Act, which has a forward of its own but inherits the degree of ReLU: that says how another function "
+     "act has the type Act, which has a forward of its own but inherits the degree of ReLU: that says how another function "
      "scales. Define degree(x) in Act too (if it scales in the same way, `degree = ReLU.degree`), and check it by "
      "minibn.testing.check_degree"),
     (lambda: linear().is_scale_invariant(["b", "a", "0.bias"]), ValueError,

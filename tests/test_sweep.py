@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minibn import sweep
+from minibn import kernels, sweep
+from minibn.__main__ import main
+from minibn.commands import sweep as command
 
 
 def square(configuration):
@@ -238,3 +240,18 @@ def test_grid():
     assert sweep.grid(a=[1, 2], b="xy") == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
     with pytest.raises(ValueError, match="no values for"):
         sweep.grid(a=[1], b=[])
+
+
+@pytest.mark.parametrize(("flags", "workers"), [([], 3), (["--workers", "2"], 2)])
+def test_the_command_starts_as_many_workers_as_there_are_cores_to_use_and_they_end_with_it(monkeypatch, tmp_path, flags, workers):
+    started = []
+
+    def start(*arguments, **options):
+        started.append((arguments[0], options["initializer"]))
+        raise OSError("enough")
+
+    monkeypatch.setattr(kernels, "cores", lambda: 3)
+    monkeypatch.setattr(command, "ProcessPoolExecutor", start)
+    with pytest.raises(SystemExit):
+        main(["sweep", "--model", "mlp", "--epochs", "1", "--quiet", "--output", str(tmp_path / "s"), *flags])
+    assert started == [(workers, sweep.end_with_parent)]

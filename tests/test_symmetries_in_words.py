@@ -130,5 +130,5 @@ def test_a_module_that_is_believed_does_not_hide_the_next_one(first):
 
     believed = nn.ReLU() if first == "own degree" else Own()
     believed.degree = lambda x: x
-    with pytest.raises(TypeError, match="^1 is a Act, which"):
+    with pytest.raises(TypeError, match="^1 has the type Act, which"):
         symmetries(nn.Sequential(believed, Act()))

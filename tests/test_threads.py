@@ -82,11 +82,14 @@ def blas_threads():
     return [info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"]
 
 
+BEFORE = blas_threads()  # when tests are collected: one that leaves BLAS otherwise must not be the measure of the next
+
+
 @pytest.mark.skipif(kernels.cores() < 2, reason="needs two cores: with one, BLAS has one thread in any case")
 @pytest.mark.parametrize("first_to_end", [0, 1])
 def test_overlapping_blocks_leave_blas_as_it_was(first_to_end):
     """The limit belongs to the process: the last block to end lifts it, whichever began first."""
-    before, inside = blas_threads(), []
+    before, inside = BEFORE, []
     entered = [threading.Event(), threading.Event()]
     leave = [threading.Event(), threading.Event()]
 
@@ -108,10 +111,9 @@ def test_overlapping_blocks_leave_blas_as_it_was(first_to_end):
 
 
 def test_an_error_inside_a_block_leaves_blas_as_it_was():
-    before = blas_threads()
     with pytest.raises(ZeroDivisionError), threads(1), threads(2):
         1 / 0  # noqa: B018
-    assert blas_threads() == before
+    assert blas_threads() == BEFORE
 
 
 def control_group(folder, **files):
@@ -137,6 +139,12 @@ def test_cores_respect_the_quota_of_a_container(tmp_path):
     assert list(_quotas(tmp_path / "nothing", tmp_path / "none")) == []
 
 
+def test_cores_are_no_more_than_a_quota_and_at_least_one(monkeypatch):
+    for quotas in ([1], [64, 1], [0]):
+        monkeypatch.setattr(sys.modules["minibn.kernels.threads"], "_quotas", lambda *_, quotas=quotas: quotas)
+        assert kernels.cores() == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs os.sched_setaffinity")
 def test_cores_respect_the_affinity():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import minibn; print(minibn.kernels.cores())"
@@ -146,18 +154,20 @@ def test_cores_respect_the_affinity():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_child_does_not_wait_for_threads_that_it_has_not():
     code = """
-import os, signal, warnings
+import os, signal, sys, warnings
 from minibn.kernels.threads import map_chunks, threads
 warnings.simplefilter("ignore")
 with threads(2):
     map_chunks(lambda s: None, 8, 2**20)
+    sys.modules["minibn.kernels.threads"]._BLAS.lock.acquire()  # as another thread may, just now
     child = os.fork()
     if not child:
-        signal.alarm(30)
+        signal.alarm(20)
         map_chunks(lambda s: None, 8, 2**20)
         with threads(2):
             map_chunks(lambda s: None, 8, 2**20)
         os._exit(0)
+    sys.modules["minibn.kernels.threads"]._BLAS.lock.release()
     print(os.waitpid(child, 0)[1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

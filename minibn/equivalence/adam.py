@@ -27,13 +27,15 @@ For constant η and λ the betas approach β1 a and β2 a² with a = 1 - η λ, 
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import count, repeat
+from itertools import count
 from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
+from minibn import arguments
 from minibn.backend import Array
 from minibn.equivalence.decoupled import beta_with_decay, beta_without_decay, in_range, kept
 from minibn.optim import AdamStep
+from minibn.optim.base import steps_of
 
 
 class AdamFrame(NamedTuple):
@@ -88,12 +90,12 @@ def adam_without_decay(schedule: Iterable[AdamStep], *, frame: AdamFrame = START
         OverflowError: at the step where the converted lr leaves float range.
 
     Example:
-        >>> from itertools import islice
+        >>> from itertools import islice, repeat
         >>> steps = adam_without_decay(repeat(AdamStep(0.1, 0.9, 0.99, 0.0, weight_decay=0.5)))
         >>> [(round(s.lr, 4), round(s.beta1, 4), round(s.beta2, 4)) for s in islice(steps, 3)]
         [(0.1053, 0.9, 0.99), (0.1106, 0.8953, 0.9889), (0.1157, 0.8909, 0.9878)]
     """
-    for step in schedule:
+    for step in steps_of(schedule, AdamStep):
         converted, frame = remove_adam_step(step, frame)
         yield converted
 
@@ -122,8 +124,8 @@ def adam_with_decay(schedule: Iterable[AdamStep], weight_decay: float | Iterable
         >>> [(round(s.lr, 4), round(s.beta1, 4), round(s.beta2, 4)) for s in adam_with_decay(there, 0.5)]
         [(0.1, 0.9, 0.99), (0.1, 0.9, 0.99), (0.1, 0.9, 0.99)]
     """
-    decays = weight_decay if isinstance(weight_decay, Iterable) else repeat(weight_decay)
-    for step, decay in zip(schedule, decays, strict=False):
+    decays = arguments.for_each_step(weight_decay, lambda number: AdamStep(0.0, weight_decay=number).weight_decay)
+    for step, decay in zip(steps_of(schedule, AdamStep), decays, strict=False):
         restated, frame = add_adam_step(step, frame, decay)
         yield restated
 
@@ -152,7 +154,8 @@ def adam_exponential(lr: float, weight_decay: float, beta1: float = 0.9, beta2: 
         >>> round(steps[999].lr / steps[998].lr * (1 - 1e-4), 12), steps[0].beta1 / 0.9  # growth 1/a; β1 a
         (1.0, 0.9999)
     """
-    a = kept(AdamStep(lr, beta1, beta2, eps, weight_decay), 0)
+    usual = AdamStep(lr, beta1, beta2, eps, weight_decay)
+    a, lr, beta1, beta2, eps = kept(usual, 0), usual.lr, usual.beta1, usual.beta2, usual.eps
     b1, b2 = beta1 * a, beta2 * a**2
     c, d = (1 - b1) / (1 - beta1), (1 - b2) / (1 - beta2)
 

@@ -32,10 +32,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from minibn import arguments
 from minibn.backend import Array
 from minibn.equivalence.decoupled import kept
 from minibn.equivalence.streams import _check_band, power_of_two
 from minibn.optim import Optimizer, Step, StepNumbers
+from minibn.optim.base import steps_of
 
 S = TypeVar("S", bound=StepNumbers)
 
@@ -200,7 +202,7 @@ def scale_after(schedule: Iterable[StepNumbers], steps: int) -> float:
         0.6000000000000001
     """
     scale, t = 1.0, -1
-    for t, step in enumerate(islice(schedule, steps)):
+    for t, step in enumerate(islice(steps_of(schedule, StepNumbers), arguments.whole("steps", steps, 0))):
         _, scale = reframe(step, scale, 0.0, t)
     if t + 1 < steps:
         raise ValueError(f"the schedule has {t + 1} steps, there is no scale after {steps}")
@@ -294,6 +296,10 @@ def transport(state: Mapping[str, float], constants: Mapping[str, float], degree
         >>> transport({"mean": 1, "square": 2}, {"eps": 1}, 0, previous=1.0, scale=0.5, after=0.25)
         Transport(state={'mean': 0.5, 'square': 0.25}, constants={'eps': 0.5}, lr=4.0)
     """
+    degree = arguments.number("degree", degree)
+    scale, previous, after = (arguments.number(*item) for item in [("scale", scale), ("previous", previous), ("after", after)])
+    if not (0 < scale < inf and 0 < previous < inf and 0 < after < inf):
+        raise ValueError(f"scale, previous and after must be finite numbers above 0, got {scale}, {previous} and {after}")
     ratio = scale / previous
     return Transport({name: ratio**d for name, d in state.items()}, {name: scale**d for name, d in constants.items()},
                      1 / (scale**degree * after))

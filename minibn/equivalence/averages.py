@@ -16,6 +16,9 @@ Example: an exponential average of the weights of a converted optimiser, after e
     optimizer.scale)
 """
 
+import math
+
+from minibn import arguments
 from minibn.backend import Array
 
 
@@ -31,8 +34,8 @@ def ema(mu: float, average: Array, average_scale: float, weight: Array, scale: f
         >>> ema(0.5, 6.0, 1.0, 6.0, 0.5)  # of w = 6 and 3, which is 4.5 = 0.75 · 6
         (6.0, 0.75)
     """
-    if not 0 <= mu <= 1:
-        raise ValueError(f"mu must lie between 0 and 1, got {mu}")
+    mu = _share("mu", mu)
+    average_scale, scale = _scale("the average's scale", average_scale), _scale("scale", scale)
     new_scale = mu * average_scale + (1 - mu) * scale
     mu = mu * average_scale / new_scale
     return mu * average + (1 - mu) * weight, new_scale
@@ -48,8 +51,7 @@ def swa(count: int, average: Array, average_scale: float, weight: Array, scale: 
         >>> swa(1, 0.0, 1.0, 8.0, 0.5)
         (8.0, 0.5)
     """
-    if count < 1:
-        raise ValueError(f"count starts at 1, got {count}")
+    count = arguments.whole("count", count, 1)
     return ema(1 - 1 / count, average, average_scale, weight, scale)
 
 
@@ -70,4 +72,16 @@ def lookahead(alpha: float, slow: Array, slow_scale: float, weight: Array, scale
         >>> lookahead(0.5, 6.0, 1.0, 6.0, 0.5)
         (6.0, 0.75)
     """
-    return ema(1 - alpha, slow, slow_scale, weight, scale)
+    return ema(1 - _share("alpha", alpha), slow, slow_scale, weight, scale)
+
+
+def _share(name, value):
+    if not 0 <= arguments.number(name, value) <= 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+    return float(value)
+
+
+def _scale(name, value):
+    if not 0 < arguments.number(name, value) < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, as the `scale` of an optimiser is, got {value}")
+    return float(value)

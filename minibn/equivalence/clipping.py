@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from minibn import backend
+from minibn import arguments, backend
 from minibn.backend import Array, array_namespace
 from minibn.optim import Optimizer
 
@@ -39,7 +39,7 @@ def clip_global_norm(optimizers: Iterable[Optimizer], max_norm: float, *, scales
         >>> float(clip_global_norm([sgd], 4.0)), float(w.grad[0])
         (8.0, 4.0)
     """
-    if not max_norm > 0:
+    if not arguments.number("clip_global_norm: max_norm", max_norm) > 0:
         raise ValueError(f"clip_global_norm needs max_norm above 0, got {max_norm}")
     optimizers = list(optimizers)
     scales = [optimizer.scale for optimizer in optimizers] if scales is None else scales
@@ -47,7 +47,7 @@ def clip_global_norm(optimizers: Iterable[Optimizer], max_norm: float, *, scales
     norm = backend.norm([parameter.grad / scale for optimizer, scale in zip(optimizers, scales, strict=True)
                          for parameter in optimizer.parameters])
     xp = array_namespace(norm)
-    limit = xp.full_like(norm, max_norm)
+    limit = xp.full_like(norm, float(max_norm))
     factor = limit / xp.maximum(norm, limit)
     for parameter in parameters:
         parameter.grad = parameter.grad * xp.astype(factor, parameter.grad.dtype)

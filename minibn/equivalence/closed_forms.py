@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import repeat
 from typing import TypeAlias
 
+from minibn import arguments
 from minibn.optim import Step
 
 Phases: TypeAlias = Sequence[tuple[float, float]]  # (steps, lr) of each phase; math.inf steps: without end
@@ -33,7 +34,8 @@ def fixed_point(lr: float, momentum: float, weight_decay: float) -> tuple[float,
         >>> round(alpha ** (-2 * 391), 3)  # figure 1 of the paper: growth in an epoch of 391 steps
         1.481
     """
-    Step(lr, momentum, weight_decay)
+    step = Step(lr, momentum, weight_decay)
+    lr, momentum, weight_decay = step.lr, step.momentum, step.weight_decay
     if momentum >= 1:
         raise ValueError(f"momentum must be below 1, got {momentum}")
     product, limit = lr * weight_decay, (1 - math.sqrt(momentum)) ** 2
@@ -140,6 +142,7 @@ def texp_minus_minus(phases: Phases, *, momentum: float, weight_decay: float) ->
     """
     phases = _checked(phases)
     first = _first_lr("texp_minus_minus", phases)
+    weight_decay = arguments.number("weight_decay", weight_decay)
     decays = [weight_decay * lr / first for _, lr in phases]
     return _tapered([(steps, first) for steps, _ in phases], decays, momentum, kicks=True)
 
@@ -168,10 +171,13 @@ def instant_drops(phases: Phases, *, momentum: float, weight_decay: float) -> It
 
 
 def _checked(phases):
-    phases = list(phases)
-    if not phases or any(not steps >= 1 or (steps != math.inf and steps != int(steps)) for steps, _ in phases):
-        raise ValueError(f"phases must be a list of (steps, lr) with whole numbers of steps of at least 1, got {phases}")
-    return phases
+    given = list(arguments.iterable("phases", phases, "a list of (steps, lr)"))
+    pairs = all(isinstance(phase, (tuple, list)) and len(phase) == 2 for phase in given)
+    numbers = [tuple(arguments.number(f"phases: {name}", value) for name, value in zip(("steps", "lr"), phase, strict=True))
+               for phase in given if pairs]
+    if not numbers or any(not steps >= 1 or (steps != math.inf and steps != int(steps)) for steps, _ in numbers):
+        raise ValueError(f"phases must be a list of (steps, lr) with whole numbers of steps of at least 1, got {given}")
+    return numbers
 
 
 def _first_lr(name, phases):

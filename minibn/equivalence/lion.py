@@ -22,13 +22,14 @@ one. `undecayed` converts Muon exactly.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import repeat
 from math import inf
 from typing import NamedTuple
 
+from minibn import arguments
 from minibn.backend import Array
 from minibn.equivalence.decoupled import beta_with_decay, beta_without_decay, in_range, kept
 from minibn.optim import LionStep
+from minibn.optim.base import steps_of
 
 
 class LionFrame(NamedTuple):
@@ -79,12 +80,12 @@ def lion_without_decay(schedule: Iterable[LionStep], *, frame: LionFrame = START
         OverflowError: at the step where the converted lr leaves float range.
 
     Example:
-        >>> from itertools import islice
+        >>> from itertools import islice, repeat
         >>> steps = lion_without_decay(repeat(LionStep(0.1, 0.9, 0.99, weight_decay=0.5)))
         >>> [(round(s.lr, 4), round(s.beta1, 4), round(s.beta2, 4)) for s in islice(steps, 3)]
         [(0.1053, 0.9, 0.99), (0.1108, 0.8953, 0.9895), (0.1166, 0.8904, 0.9889)]
     """
-    for step in schedule:
+    for step in steps_of(schedule, LionStep):
         converted, frame = remove_lion_step(step, frame)
         yield converted
 
@@ -112,8 +113,8 @@ def lion_with_decay(schedule: Iterable[LionStep], weight_decay: float | Iterable
         >>> [(round(s.lr, 4), round(s.beta1, 4), round(s.beta2, 4)) for s in lion_with_decay(there, 0.5)]
         [(0.1, 0.9, 0.99), (0.1, 0.9, 0.99), (0.1, 0.9, 0.99)]
     """
-    decays = weight_decay if isinstance(weight_decay, Iterable) else repeat(weight_decay)
-    for step, decay in zip(schedule, decays, strict=False):
+    decays = arguments.for_each_step(weight_decay, lambda number: LionStep(0.0, weight_decay=number).weight_decay)
+    for step, decay in zip(steps_of(schedule, LionStep), decays, strict=False):
         restated, frame = add_lion_step(step, frame, decay)
         yield restated
 

@@ -38,11 +38,12 @@ other optimiser with decoupled decay see `any_optimizer` and `adam`.
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import repeat
 from typing import NamedTuple
 
+from minibn import arguments
 from minibn.backend import Array
 from minibn.optim import Schedule, Step
+from minibn.optim.base import steps_of
 from minibn.optim.sgd import step_of
 
 
@@ -114,9 +115,10 @@ def remove_weight_decay(schedule: Schedule, *, band: float | None = 2.0**32, fra
         [0.1053, 0.1166, 0.1292]
     """
     _check_band(band)
+    given = steps_of(schedule, Step)
 
     def steps(frame):
-        for t, step in enumerate(schedule):
+        for t, step in enumerate(given):
             converted, frame = remove_step(step, frame, band, t)
             yield converted
 
@@ -139,8 +141,8 @@ def frame_after(schedule: Schedule, steps: int, *, band: float | None = 2.0**32,
         Frame(scale=0.5625, kappa=0.6666666666666666, q=1.0)
     """
     _check_band(band)
-    given = iter(schedule)
-    for t in range(steps):
+    given = steps_of(schedule, Step)
+    for t in range(arguments.whole("steps", steps, 0)):
         step = next(given, None)
         if step is None:
             raise ValueError(f"the schedule has {t} steps, there is no frame after {steps}")
@@ -182,21 +184,20 @@ def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], 
         >>> [round(s.lr, 4) for s in islice(add_weight_decay(exponential(0.1, 1.2), 0.5), 3)]
         [0.0952, 0.1032, 0.111]
     """
-    if not isinstance(weight_decay, Iterable):
-        weight_decay = repeat(Step(0.0, weight_decay=weight_decay).weight_decay)  # Step checks the number, now
-    if not isinstance(shrink, Iterable):
-        shrink = repeat(Step(0.0, shrink=shrink).shrink)
+    given = steps_of(schedule, Step)
+    decays = arguments.for_each_step(weight_decay, lambda number: Step(0.0, weight_decay=number).weight_decay)
+    shrinks = arguments.for_each_step(shrink, lambda number: Step(0.0, shrink=number).shrink)
 
     def steps(frame):
-        for t, (step, decay, part) in enumerate(zip(schedule, weight_decay, shrink, strict=False)):
-            restated, frame = add_step(step, frame, float(decay), float(part), t)
+        for t, (step, decay, part) in enumerate(zip(given, decays, shrinks, strict=False)):
+            restated, frame = add_step(step, frame, decay, part, t)
             yield restated
 
     return steps(frame)
 
 
 def _check_band(band):
-    if band is not None and not (math.isfinite(band) and band > 1):
+    if band is not None and not 1 < arguments.number("band", band) < math.inf:
         raise ValueError(f"band must be a finite number above 1, or None for no rescaling; got {band}")
 
 

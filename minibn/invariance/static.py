@@ -61,9 +61,9 @@ def _refuse_degrees_of_another_forward(model):
         described = forwards(map(vars, classes[i:]))  # none: a base class, for the first `forward` that a subclass adds
         if forwards([vars(module), *map(vars, classes[:i])]) > (0 if described else 1):
             name = type(module).__name__
-            raise TypeError(f"{path or 'the network'} is a {name}, which has a forward of its own but inherits the degree of "
-                            f"{owner.__name__}: that says how another function scales. Define degree(x) in {name} too (if it "
-                            f"scales in the same way, `degree = {owner.__name__}.degree`), and check it by "
+            raise TypeError(f"{path or 'the network'} has the type {name}, which has a forward of its own but inherits the "
+                            f"degree of {owner.__name__}: that says how another function scales. Define degree(x) in {name} "
+                            f"too (if it scales in the same way, `degree = {owner.__name__}.degree`), and check it by "
                             "minibn.testing.check_degree")
 
 

@@ -22,7 +22,7 @@ import math
 
 import numpy as np
 
-from minibn import kernels
+from minibn import arguments, kernels
 from minibn.backend import Array, array_namespace
 from minibn.degree import Degree
 from minibn.nn.module import Module, Parameter
@@ -35,11 +35,11 @@ class _Normalisation(Module):
 
     def __init__(self, num_groups: int, num_features: int, eps: float = 1e-5, affine: bool = True, *,
                  dtype: str = "float32") -> None:
+        eps = arguments.number(f"{type(self).__name__}: eps", eps)  # a NumPy number brings its own precision
         if num_features < 1 or num_groups < 1 or num_features % num_groups or not 0 <= eps < math.inf:
             raise ValueError(f"{type(self).__name__}: num_features must be above 0 and divisible by num_groups, and eps at "
                              f"least 0 and finite, got {num_features}, {num_groups} and {eps}")
-        self.num_features, self.num_groups = num_features, num_groups
-        self.eps = float(eps)  # a NumPy number would bring its own precision
+        self.num_features, self.num_groups, self.eps = num_features, num_groups, eps
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
 
@@ -114,7 +114,7 @@ class BatchNorm(_Normalisation):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True, *,
                  dtype: str = "float32") -> None:
         super().__init__(num_features, num_features, eps, affine, dtype=dtype)
-        if momentum is None or not 0 <= momentum <= 1:
+        if momentum is None or not 0 <= arguments.number("BatchNorm: momentum", momentum) <= 1:
             raise ValueError(f"BatchNorm: momentum must lie between 0 and 1, got {momentum}; for plain averages over all "
                              "batches use training.update_bn")
         self.momentum = float(momentum)

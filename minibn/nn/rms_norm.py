@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minibn import kernels
+from minibn import arguments, kernels
 from minibn.backend import Array
 from minibn.degree import Degree
 from minibn.nn.module import Module, Parameter
@@ -35,10 +35,11 @@ class RMSNorm(Module):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, dtype: str = "float32") -> None:
+        eps = arguments.number("RMSNorm: eps", eps)
         if num_features < 1 or not 0 <= eps < math.inf:
             raise ValueError("RMSNorm: num_features must be above 0 and eps a number of at least 0, got "
                              f"{num_features} and {eps}")
-        self.num_features, self.eps = num_features, float(eps)
+        self.num_features, self.eps = num_features, eps
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
 
     def forward(self, x: Array) -> Array:

@@ -11,7 +11,7 @@ from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from minibn import backend, kernels
+from minibn import arguments, backend, kernels
 from minibn.backend import Array, array_namespace
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class StepNumbers:
         for name, (low, high) in self.limits.items():
             value = getattr(self, name)
             if type(value) is not float:
-                value = float(value)
+                value = arguments.number(f"{type(self).__name__}: {name}", value)
                 object.__setattr__(self, name, value)
             if not (low < value < high or value == low == 0):  # NaN is in no range
                 raise ValueError(f"{type(self).__name__} needs {low} {'<=' if low == 0 else '<'} {name} < {high}; "
@@ -56,6 +56,25 @@ class StepNumbers:
 
 
 S = TypeVar("S", bound=StepNumbers)
+A_SCHEDULE = "an iterable of step objects, such as minibn.schedules.constant(0.1)"
+
+
+def steps_of(schedule: Iterable[Any], kind: type[S]) -> Iterator[S]:
+    """The steps of a schedule, of which each must be a `kind`.
+
+    Raises:
+        TypeError: the schedule is no iterable; or at a step that is something else.
+    """
+    given = arguments.iterable("a schedule", schedule, A_SCHEDULE)
+
+    def checked():
+        for t, step in enumerate(given):
+            if not isinstance(step, kind):
+                raise TypeError(f"step {t} of the schedule must be of the class {kind.__name__}, got {arguments.short(step)} of "
+                                f"type {type(step).__name__}")
+            yield step
+
+    return checked()
 
 
 class Optimizer(Generic[S]):
@@ -82,7 +101,7 @@ class Optimizer(Generic[S]):
 
     Raises:
         ValueError: there is no parameter, or the same one twice.
-        TypeError: weights are not floating-point numbers.
+        TypeError: weights are not floating-point numbers, or an argument is not what it should be.
     """
 
     step_type: ClassVar[type[StepNumbers]]
@@ -92,14 +111,18 @@ class Optimizer(Generic[S]):
 
     def __init__(self, parameters: Iterable["Parameter"], schedule: Iterable[S]) -> None:
         name = type(self).__name__
-        self.parameters: list[Parameter] = list(parameters)
-        self.schedule: Iterator[S] = iter(schedule)
+        needed = "a list of nn.Parameter, as from module.parameters()"
+        self.parameters: list[Parameter] = list(arguments.iterable(f"{name}: parameters", parameters, needed))
+        self.schedule: Iterator[S] = iter(arguments.iterable(f"{name}: schedule", schedule, A_SCHEDULE))
         self.steps = 0
         self.last: S | None = None
         if not self.parameters:
             raise ValueError(f"{name} needs at least one parameter")
         places: dict[int, int] = {}
         for i, parameter in enumerate(self.parameters):
+            if not hasattr(parameter, "grad"):
+                raise TypeError(f"{name}: parameters must be {needed}; item {i} is {arguments.short(parameter)} of type "
+                                f"{type(parameter).__name__}")
             first = places.setdefault(id(parameter), i)
             if first != i:
                 raise ValueError(f"{name}: parameters {first} and {i} are the same {parameter}, which would be updated "

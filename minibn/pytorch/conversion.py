@@ -54,9 +54,11 @@ class Conversion:
         self._hooks = [p.register_hook(partial(self._divided, s, p)) for p, s in self.home.items()]
         for optimizer in self.optimizers:
             self._hooks += [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after),
+                            optimizer.register_state_dict_pre_hook(lambda _: self._clear_broken_step()),
                             optimizer.register_load_state_dict_post_hook(self._loaded)]
             vars(optimizer)["_minibn"] = self  # not copied or pickled with the optimizer, as its hooks are not
-        watch.remember(self.parameters)
+        watch.remember(self.parameters, self)
+        script_form.watch_averages()
         records.write(self.sets, self.form)
 
     def __repr__(self) -> str:
@@ -287,10 +289,7 @@ class Conversion:
             del vars(optimizer)["_minibn"]
 
     def averaged(self, model: torch.nn.Module, **options: Any) -> torch.optim.swa_utils.AveragedModel:
-        """`torch.optim.swa_utils.AveragedModel(model, **options)` of the script's own weights: exact SWA and EMA.
-
-        A plain AveragedModel would give late weights more weight, since the held weights grow.
-        """
+        """`torch.optim.swa_utils.AveragedModel(model, **options)`, of the script's own weights from the start."""
         return script_form.averaged(self, model, **options)
 
     def check(self, loss_fn: Callable[[torch.nn.Module], torch.Tensor], steps: int = 50) -> "Check":

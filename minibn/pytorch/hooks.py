@@ -33,8 +33,8 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
     `p.grad` stays the script's own gradient, up to rounding. So clipping, accumulation,
     `torch.amp.GradScaler`, closures, DDP, any scheduler and logs of gradients need no change.
     BatchNorm's running averages are converted along with the weights, so evaluation during training
-    is right, too. Averages of weights (EMA, SWA), exports and logs of norms find the script's
-    weights inside `with handle.original():`.
+    is right, too. Torch's `AveragedModel` (EMA, SWA) averages the script's weights. Other averages,
+    exports and logs of norms find these inside `with handle.original():`.
 
     Which optimizers: `torch.optim.SGD` with L2 decay and any momentum; and every optimizer with
     *decoupled* decay: AdamW, Adam, NAdam and RAdam with decoupled_weight_decay=True, Muon,

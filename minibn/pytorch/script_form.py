@@ -1,7 +1,8 @@
 """The script's own weights of a converted model, for a while: `handle.original()`, and averages of weights on top of it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,14 +41,27 @@ def original(handle: "Conversion") -> Iterator[None]:
 
 def averaged(handle: "Conversion", model: torch.nn.Module, **options: Any) -> torch.optim.swa_utils.AveragedModel:
     """See `Conversion.averaged`."""
-
-    class Averaged(torch.optim.swa_utils.AveragedModel):
-        def update_parameters(self, model: torch.nn.Module) -> None:
-            with handle.original():
-                super().update_parameters(model)
-
     with handle.original():
-        return Averaged(model, **options)
+        return torch.optim.swa_utils.AveragedModel(model, **options)
+
+
+@cache
+def watch_averages() -> None:
+    """From now on, torch's `AveragedModel` averages the script's own weights of a converted model: exact SWA and EMA.
+
+    An average of the held weights would weigh late ones more, since these grow.
+    """
+    update = torch.optim.swa_utils.AveragedModel.update_parameters
+
+    @wraps(update)
+    def of_the_scripts_own_weights(self, model):
+        handles = {handle for p in model.parameters() if (handle := watch.handle_of(p)) is not None and not handle.inside}
+        with ExitStack() as stack:
+            for handle in handles:
+                stack.enter_context(handle.original())
+            return update(self, model)
+
+    torch.optim.swa_utils.AveragedModel.update_parameters = of_the_scripts_own_weights  # type: ignore[method-assign]
 
 
 def _carry(handle, weights, back):

@@ -148,13 +148,13 @@ def _ends(p):
 
 # ---- copies ----
 
-_hooked: dict[int, weakref.ref] = {}  # id of each parameter that has a hook of a live conversion
+_hooked: dict[int, tuple[weakref.ref, weakref.ref]] = {}  # {id of a parameter: (itself, its Conversion)}, of live ones
 _watching: list = []
 
 
-def remember(parameters: Tensors) -> None:
+def remember(parameters: Tensors, handle: Any) -> None:
     """From now on, an optimizer whose state says that it is converted, and whose parameters have no hooks, is refused."""
-    _hooked.update({id(p): weakref.ref(p) for p in parameters})
+    _hooked.update({id(p): (weakref.ref(p), weakref.ref(handle)) for p in parameters})
     if not _watching:
         _watching.append(register_optimizer_step_pre_hook(_notice_copies))
 
@@ -165,14 +165,17 @@ def forget(parameters: Tensors) -> None:
 
 
 def _notice_copies(optimizer, args, kwargs):
+    if "_minibn" in vars(optimizer):  # it has its hooks; copies have neither
+        return
     for group in optimizer.param_groups:
         record = group.get("minibn")
-        if record and any(_unhooked(group["params"][i]) for places in record["params"] for i in places):
+        if record and any(handle_of(group["params"][i]) is None for places in record["params"] for i in places):
             raise RuntimeError("this optimizer is a copy of a converted one, without its hooks (deepcopy, pickle or "
                                "load_state_dict made "
                                "it): call remove_weight_decay(optimizer, report(model, ...)) for the copy as well")
 
 
-def _unhooked(p):
-    reference = _hooked.get(id(p))
-    return reference is None or reference() is not p
+def handle_of(p: torch.Tensor) -> Any:
+    """The Conversion that has a hook on this parameter, or None."""
+    itself, handle = _hooked.get(id(p), (None, None))
+    return handle() if itself and handle and itself() is p else None

@@ -17,6 +17,7 @@ from minibn.training import checkpoint, interruption
 from minibn.training.evaluation import accuracy, evaluate
 from minibn.training.history import History
 from minibn.training.recorder import Recorder, measure, watch, weights
+from minibn.training.rescue import LastStep, rescued
 
 
 def train_step(model: nn.Module, loss: nn.Loss, optimizers: Collection[Optimizer], x: Array, y: Array,
@@ -53,6 +54,11 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
 
     Ctrl-C, SIGTERM and SIGHUP stop the training at the end of the current step. With `path`, that
     step is saved first. The exception holds the History so far: see `interruption.Stopped`.
+
+    Any other error in the middle of a step (in a layer, a loss, `augment`, at the end of a
+    schedule) with `path`: model and optimisers go back to the last whole step, which is saved. A
+    note of the error says so. After a `DivergenceError` they stay as they are, and nothing is
+    saved.
 
     Args:
         model: an `nn.Module`.
@@ -110,6 +116,11 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
            "validation": bool(validation), "measured": list(watched)}
     pause = 0 if where is None or backend.is_on_host(where) else 0.1 if progress else 1.0
     history, saved = History(), None
+
+    def save(generator: Any, history: History, commit: bool = True) -> None:
+        assert path is not None
+        checkpoint.save_run(path, model, optimizers, generator, history, run, commit=commit)
+
     with interruption.deferred() as signals, kernels.threads(threads):
         if path is not None and resume and os.path.exists(os.path.expanduser(path)):
             history, saved = checkpoint.load_run(path, model, optimizers, rng, run), path
@@ -118,28 +129,32 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
             raise ValueError(f"{path} is at step {first}, beyond the {epochs} epochs of {per_epoch} steps asked for; give at "
                              f"least {-(-first // per_epoch)} epochs, or another file")
         if path is not None and first < last:  # whether it can be written, now and not after hours
-            checkpoint.save_run(path, model, optimizers, rng.bit_generator.state, history, run, commit=False)
+            save(rng.bit_generator.state, history, commit=False)
         model.train()
         with bar(last, first, description, progress) as shown:
             recorder = Recorder(history, optimizers, shown, pause=pause, saved=saved)
+            last_step = None if path is None else LastStep(model, optimizers.values(), first)
             batches = _batches(x, y, first, last, per_epoch, rng, batch_size=batch_size, drop_last=drop_last, augment=augment)
-            for done, (batch_x, batch_y, generator) in enumerate(batches, first + 1):
-                batch_x, batch_y = backend.move(batch_x, where), backend.move(batch_y, where)
-                before = weights(watched)
-                outputs, value = train_step(model, loss, optimizers.values(), batch_x, batch_y, y if done == first + 1 else None)
-                row = {"step": done - 1, "loss": value, "accuracy": accuracy(outputs, batch_y), **measure(watched, before)}
-                validate = validation and done % per_epoch == 0
-                if validation:
-                    row["test_loss"], row["test_accuracy"] = (evaluate(model, *validation, loss=loss) if validate
-                                                              else (math.nan,) * 2)
-                stop = signals.received
-                save = done % every == 0 or done == last or stop is not None
-                recorder.add(row, now=bool((path is not None and save) or validate or done == last or stop is not None))
-                if path is not None and save:
-                    checkpoint.save_run(path, model, optimizers, generator, history, run)
-                    recorder.saved = path
-                if stop is not None:
-                    break
+            with rescued(last_step, recorder, save):
+                for done, (batch_x, batch_y, generator) in enumerate(batches, first + 1):
+                    batch_x, batch_y = backend.move(batch_x, where), backend.move(batch_y, where)
+                    before, labels = weights(watched), y if done == first + 1 else None
+                    outputs, value = train_step(model, loss, optimizers.values(), batch_x, batch_y, labels)
+                    row = {"step": done - 1, "loss": value, "accuracy": accuracy(outputs, batch_y), **measure(watched, before)}
+                    validate = validation and done % per_epoch == 0
+                    if validation:
+                        row["test_loss"], row["test_accuracy"] = (evaluate(model, *validation, loss=loss) if validate
+                                                                  else (math.nan,) * 2)
+                    stop = signals.received
+                    due = done % every == 0 or done == last or stop is not None
+                    recorder.add(row, now=bool((path is not None and due) or validate or done == last or stop is not None))
+                    if last_step is not None:
+                        last_step.note(done, generator)
+                        if due:
+                            save(generator, history)
+                            last_step.saved, recorder.saved = done, path
+                    if stop is not None:
+                        break
         signals.stop_if_received(len(history), recorder.saved, history)
     return history
 

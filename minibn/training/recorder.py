@@ -120,12 +120,16 @@ class Recorder:
         """
         self._pending.append(row)
         if now or time.monotonic() >= self._due:
-            self._collect()
+            self.collect()
             self._show()
             self._due = time.monotonic() + self._pause
 
-    def _collect(self):
-        """Read the numbers of all pending rows in one transfer, and append the rows up to one that diverged."""
+    def collect(self) -> None:
+        """Read the numbers of all pending rows in one transfer, and append the rows up to one that diverged.
+
+        Raises:
+            DivergenceError: as from `add`.
+        """
         numbers = iter(backend.read([value for row in self._pending for value in row.values()]))
         for row in [{name: next(numbers) for name in row} for row in self._pending]:
             self._check(row)
