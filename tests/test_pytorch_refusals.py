@@ -95,7 +95,9 @@ def test_weights_that_share_a_scale_must_step_together_in_whatever_param_groups_
     assert set(handle.scales.values()) == {1.0}
 
 
-@pytest.mark.parametrize(("groups", "given"), [(torch.nn.Linear(2, 2), "Linear"), ("weight", "str"), (3, "int")])
+@pytest.mark.parametrize(("groups", "given"), [
+    (torch.nn.Linear(2, 2), "Linear"), ("weight", "str"), (3, "int"), (["weight"], r"str; for names, .* found\.of\(model\)"),
+    ([["weight"]], "str"), ([torch.nn.Linear(2, 2)], "Linear"), ([3], "int"), ([[3]], "int"), ([{"params": ["weight"]}], "str")])
 def test_groups_that_are_none(groups, given):
     optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), 0.1)
     with pytest.raises(TypeError, match=f"groups must be report.*got {given}"):

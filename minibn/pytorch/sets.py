@@ -50,15 +50,29 @@ def sets_of(optimizers: Sequence[Optimizer], found: Any, with_averages: bool = F
 
 def listed(groups: Any) -> list[list[torch.Tensor]]:
     """`groups` as lists of parameters, those of each list scale-invariant together as far as that was said."""
-    if isinstance(groups, (str, torch.nn.Module)) or not isinstance(groups, Iterable):
-        raise TypeError("groups must be report(model, loss_fn), Parameters, or param groups of the optimizer; got "
-                        f"{type(groups).__name__}")
     lists = []
-    for item in [groups] if isinstance(groups, (dict, torch.Tensor)) else groups:
-        if isinstance(item, dict):  # a param group
-            item = item["params"]
-        lists.append([item] if isinstance(item, torch.Tensor) else list(item))
+    for item in _items(groups):
+        members = item["params"] if isinstance(item, dict) else item  # of a param group
+        lists.append(_items(members))
+        for p in lists[-1]:
+            if not isinstance(p, torch.Tensor):
+                raise _unknown(p)
     return lists
+
+
+def _items(groups):
+    """A list of them; a single Parameter or param group is a list of one."""
+    if isinstance(groups, (dict, torch.Tensor)):
+        return [groups]
+    if isinstance(groups, (str, torch.nn.Module)) or not isinstance(groups, Iterable):
+        raise _unknown(groups)
+    return list(groups)
+
+
+def _unknown(given):
+    name = "; for names, make a report and give found.of(model)" if isinstance(given, str) else ""
+    return TypeError("groups must be report(model, loss_fn), Parameters, or param groups of the optimizer; got "
+                     f"{type(given).__name__}{name}")
 
 
 def decays(s: Set, rules: Mapping[Optimizer, Rule]) -> list[float]:
