@@ -249,9 +249,10 @@ def predicted_norm(lr: float, momentum: float, weight_decay: float, gradient_squ
     lr, momentum, weight_decay = _check(lr, momentum, weight_decay)
     if not weight_decay:
         raise ValueError("without weight decay there is no equilibrium: the norm grows without bound")
-    if not 0 <= arguments.number("gradient_square", gradient_square) < math.inf:
+    gradient_square = arguments.number("gradient_square", gradient_square)
+    if not 0 <= gradient_square < math.inf:
         raise ValueError(f"gradient_square must be a finite number of at least 0, got {gradient_square}")
-    return (lr * float(gradient_square) / (2 * weight_decay * (1 - momentum))) ** 0.25
+    return (lr * gradient_square / (2 * weight_decay * (1 - momentum))) ** 0.25
 
 
 def time_to_equilibrium(lr: float, momentum: float, weight_decay: float) -> float:

@@ -18,4 +18,10 @@ def bar(total: int, done: int, description: str, shown: bool) -> tqdm:
     """
     format_ = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     return tqdm(total=total, initial=done, desc=description, bar_format=format_, dynamic_ncols=True,
-                disable=not (shown and (sys.stderr.isatty() or "ipykernel" in sys.modules)))
+                disable=not (shown and (sys.stderr.isatty() or _in_notebook())))
+
+
+def _in_notebook():
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

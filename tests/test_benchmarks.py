@@ -82,11 +82,12 @@ def test_the_cost_of_a_report_is_counted():
     done = subprocess.run([sys.executable, "benchmarks/report.py", "--model", "ResNet-14, width 16"], cwd=ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    _, tensors, forward, backward, seconds, memory = json.loads(done.stdout)
+    _, tensors, forward, backward, seconds, of_cpu, memory = json.loads(done.stdout)
     assert tensors == 53
     assert 3 < backward < tensors
     assert backward < forward < 2 * tensors
     assert float(seconds) > 0
+    assert float(of_cpu) > 0
     assert float(memory) >= 0
     assert "<!-- report: written by python benchmarks/report.py --write -->" in (ROOT / "benchmarks/README.md").read_text("utf-8")
 

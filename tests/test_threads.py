@@ -78,8 +78,9 @@ def test_an_error_in_a_chunk_is_raised_and_stops_the_rest():
 
 
 def blas_threads():
+    """{library: its threads} of every BLAS that is loaded; another test may have brought one with it."""
     np.ones((4, 4)) @ np.ones((4, 4))
-    return [info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"]
+    return {info["filepath"]: info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
 
 
 BEFORE = blas_threads()  # when tests are collected: one that leaves BLAS otherwise must not be the measure of the next
@@ -89,7 +90,7 @@ BEFORE = blas_threads()  # when tests are collected: one that leaves BLAS otherw
 @pytest.mark.parametrize("first_to_end", [0, 1])
 def test_overlapping_blocks_leave_blas_as_it_was(first_to_end):
     """The limit belongs to the process: the last block to end lifts it, whichever began first."""
-    before, inside = BEFORE, []
+    inside = []
     entered = [threading.Event(), threading.Event()]
     leave = [threading.Event(), threading.Event()]
 
@@ -103,17 +104,17 @@ def test_overlapping_blocks_leave_blas_as_it_was(first_to_end):
         thread.start()
         entered[i].wait(60)
     for i in (first_to_end, 1 - first_to_end):
-        inside.append(blas_threads())
+        inside += blas_threads().values()
         leave[i].set()
         blocks[i].join()
-    assert inside == [[1] * len(before)] * 2
-    assert blas_threads() == before
+    assert set(inside) == {1}
+    assert blas_threads().items() >= BEFORE.items()
 
 
 def test_an_error_inside_a_block_leaves_blas_as_it_was():
     with pytest.raises(ZeroDivisionError), threads(1), threads(2):
         1 / 0  # noqa: B018
-    assert blas_threads() == BEFORE
+    assert blas_threads().items() >= BEFORE.items()
 
 
 def control_group(folder, **files):

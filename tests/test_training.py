@@ -85,6 +85,7 @@ def test_training_learns_and_history_holds_what_happened(capsys, monkeypatch):
 def test_the_bar_shows_the_growing_lr_in_narrow_terminals_and_is_not_written_into_files(columns, capsys, monkeypatch):
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
     description = "no weight decay, growing lr"
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # a script that imports it is no notebook
     Run().fit(epochs=3, progress=True, description=description)
     assert capsys.readouterr().err == ""
     ours, its = pty.openpty()
