@@ -96,7 +96,7 @@ def step_decay(lr: float, milestones: Iterable[int], factor: float = 0.1, *, mom
         raise ValueError(f"step_decay: milestones must be increasing step numbers of at least 0, got {milestones}")
     factor = _at_least(0, "step_decay: factor", factor)
     first = _step(lr, momentum, weight_decay)
-    return (replace(first, lr=first.lr * factor ** bisect_right(drops, t)) for t in count())
+    return (_at(first, first.lr * factor ** bisect_right(drops, t)) for t in count())
 
 
 def cosine(lr: float, steps: int, final: float = 0.0, *, momentum: float = 0.0,
@@ -115,7 +115,7 @@ def cosine(lr: float, steps: int, final: float = 0.0, *, momentum: float = 0.0,
     """
     steps, final = _at_least(1, "cosine: steps", steps), _at_least(0, "cosine: final", final)
     first = _step(lr, momentum, weight_decay)
-    return (replace(first, lr=final + (first.lr - final) * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2) for t in count())
+    return (_at(first, final + (first.lr - final) * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2) for t in count())
 
 
 def exponential(lr: float, growth: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> Iterator[Step]:
@@ -140,7 +140,7 @@ def exponential(lr: float, growth: float, *, momentum: float = 0.0, weight_decay
             raise OverflowError(f"exponential: lr={lr} * growth={growth} ** {t} is beyond float range; "
                                 "equivalence.remove_weight_decay has `band` for schedules that grow without end") from None
 
-    return (replace(first, lr=lr_at(t)) for t in count())
+    return (_at(first, lr_at(t)) for t in count())
 
 
 def like(step: S, schedule: Iterable[StepNumbers]) -> Iterator[S]:
@@ -238,6 +238,11 @@ def _step(lr, momentum, weight_decay):
     if step.momentum >= 1:
         raise ValueError(f"momentum must lie between 0 and below 1, got {momentum}")
     return step
+
+
+def _at(step, lr):
+    """The step at another learning rate; nearly twice as fast as `dataclasses.replace`."""
+    return Step(lr, step.momentum, step.weight_decay)
 
 
 def _at_least(low, name, value):

@@ -25,7 +25,7 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # the fixture `library` stays the same from example to example
-settings.register_profile("minibn", deadline=None, max_examples=40,
+settings.register_profile("minibn", deadline=None, max_examples=30,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.register_profile("quick", parent=settings.get_profile("minibn"), max_examples=6, database=None,  # for mutation testing
                           phases=[Phase.explicit, Phase.generate])  # a failure is enough: no search for the smallest
