@@ -12,7 +12,7 @@ with weight decay into a schedule for stock Lion. `methods` is the table of all 
 """
 
 from minibn.equivalence.adam import AdamFrame, adam_exponential, adam_with_decay, adam_without_decay
-from minibn.equivalence.any_optimizer import Reframed, Transport, decayed, scale_after, transport, undecayed
+from minibn.equivalence.any_optimizer import Reframed, decayed, scale_after, undecayed
 from minibn.equivalence.averages import ema, lookahead, swa
 from minibn.equivalence.clipping import clip_global_norm
 from minibn.equivalence.closed_forms import (
@@ -25,6 +25,7 @@ from minibn.equivalence.closed_forms import (
 )
 from minibn.equivalence.lion import LionFrame, lion_with_decay, lion_without_decay
 from minibn.equivalence.methods import Method, converted_for, optimizer_for
+from minibn.equivalence.state_transport import Transport, transport
 from minibn.equivalence.streams import Frame, add_weight_decay, frame_after, remove_weight_decay
 
 __all__ = ["AdamFrame", "Frame", "LionFrame", "Method", "Reframed", "Transport", "adam_exponential", "adam_with_decay",
