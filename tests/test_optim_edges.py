@@ -23,6 +23,7 @@ from minibn.equivalence import (
     lion_without_decay,
     remove_weight_decay,
     scale_after,
+    state_transport,
     streams,
     undecayed,
 )
@@ -279,7 +280,7 @@ def test_the_numbers_of_a_step_that_are_left_out(kind):
 def test_constants_of_any_degree_are_transported():
     """An eps under the root has degree 2, SAM's radius -1; lr = η / (P^k P')."""
     constants = {"under": 2, "radius": -1, "none": 0}
-    found = any_optimizer.transport({"m": 1, "v": 2}, constants, -1, previous=0.5, scale=0.25, after=0.125)
+    found = state_transport.transport({"m": 1, "v": 2}, constants, -1, previous=0.5, scale=0.25, after=0.125)
     assert found == ({"m": 0.5, "v": 0.25}, {"under": 0.0625, "radius": 4.0, "none": 1.0}, 2.0)
 
 
