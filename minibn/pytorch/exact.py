@@ -251,8 +251,7 @@ def _copied(model):
         return copy.deepcopy(model, computed)
     except Exception as error:
         raise ValueError(f"this {type(model).__name__} cannot be copied ({error}), and report measures on a copy. Call "
-                         f"report before "
-                         "the model is wrapped (FSDP, DDP), and use `found.of(model)` after it") from error
+                         "report before the model is wrapped (FSDP, DDP), and use `found.of(model)` after it") from error
 
 
 def _widened(model):

@@ -141,24 +141,21 @@ def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band)
     if mixed == "error" and len(kept) < len(sets):
         raise ValueError(_mixed([s for s in sets if s not in kept], rules))
     if not kept:
-        raise ValueError("there is nothing to convert: the members of every set are decayed differently, and "
-                         "mixed=\"skip\" leaves such "
-                         "sets out. mixed=\"move\" converts them")
+        raise ValueError("there is nothing to convert: the members of every set are decayed differently, and mixed=\"skip\" "
+                         "leaves such sets out. mixed=\"move\" converts them")
     carrying = _averages(found, sets, kept) if measured and averages else None
     if not measured and averages:
         warnings.warn("parameters were given without a report: if the model has BatchNorm, its running averages are not "
-                      "carried along, and "
-                      "evaluation needs torch.optim.swa_utils.update_bn first. Give report(model, loss_fn), or "
-                      "averages=False if that is "
-                      "meant", stacklevel=3)
+                      "carried along, and evaluation needs torch.optim.swa_utils.update_bn first. Give report(model, "
+                      "loss_fn), or averages=False if that is meant", stacklevel=3)
     return Conversion(rules, kept, form, band, mixed == "move", carrying, found if measured else None)
 
 
 def _averages(found: Report, sets: list[Set], kept: list[Set]) -> Averages:
     if found.carried.unfit:
-        raise ValueError(f"the running averages {found.carried.unfit[:4]} follow no power of the converted weights' "
-                         f"scale, so they cannot "
-                         "be carried along: with averages=False call torch.optim.swa_utils.update_bn before each evaluation")
+        raise ValueError(f"the running averages {found.carried.unfit[:4]} follow no power of the converted weights' scale, "
+                         "so they cannot be carried along: with averages=False call torch.optim.swa_utils.update_bn before "
+                         "each evaluation")
     number = {s.name: i for i, s in enumerate(kept)}
     names = found.carried.sets
     degrees = {buffer: [(number[names[i]], k) for i, k in parts if names[i] in number]
@@ -172,6 +169,6 @@ def _mixed(sets, rules):
         parts = "; ".join(f"{len(part.members)} of {len(s.members)} with {settings(part.group)}" for part in s.parts)
         lines.append(f"{s.name}: {parts}, lr x weight decay {', '.join(f'{d:.3g}' for d in decays(s, rules))}")
     return (f"{len(sets)} sets of weights are scale-invariant only together, but their members are decayed differently:\n  "
-            + "\n  ".join(lines) + "\nGive them the same lr and weight_decay, or leave such sets out with "
-                                   "mixed=\"skip\", or convert them "
-            "with mixed=\"move\": the decay that all have in common is removed, and the less decayed members grow instead")
+            + "\n  ".join(lines) + "\nGive them the same lr and weight_decay, or leave such sets out with mixed=\"skip\", "
+                                   "or convert them with mixed=\"move\": the decay that all have in common is removed, and "
+                                   "the less decayed members grow instead")

@@ -153,15 +153,13 @@ class Report:
                 rows = own[name].shape[0]
                 ranges = [f"{i * rows // n} to {(i + 1) * rows // n - 1}" for i, n in parts]
                 yield (f"{name}: its rows {' and '.join(ranges)} of {rows} are scale-invariant, the others are not. A "
-                       f"parameter of "
-                       "their own (q, k and v apart) could be converted")
+                       "parameter of their own (q, k and v apart) could be converted")
 
     def _left_out(self):
         if self.carried.left_out:
             names = [n for group in self.carried.left_out for n in group]
             yield (f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} stay as they are, so that BatchNorm's "
-                   f"running averages "
-                   "after a layer with a bias can be carried along")
+                   "running averages after a layer with a bias can be carried along")
         if self.carried.unfit:
             yield f"running averages that cannot be carried along: {', '.join(self.carried.unfit[:4])}"
 
@@ -208,5 +206,4 @@ def _tied(model, groups):
     for names in homes.values():
         if len(names) > 1 and not grouped & set(names):
             yield (f"{' and '.join(names)} are one tensor (tied): what is invariant as an input embedding is not as an "
-                   f"output "
-                   f"layer. Untied, the embedding may be converted")
+                   "output layer. Untied, the embedding may be converted")
