@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
 import networks as n  # noqa: E402
-from scripts import Script, X, Y, batch, kinds, loss_of, remove, same_with_the_line  # noqa: E402
+from scripts import Script, X, Y, kinds, loss_of, remove, same_with_the_line  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.optim import swa_utils  # noqa: E402
@@ -271,32 +271,3 @@ def test_an_average_can_be_saved(tmp_path):
     torch.save(average, tmp_path / "average.pt")
     again = torch.load(tmp_path / "average.pt", weights_only=False)
     assert torch.equal(again.module[0].weight, average.module[0].weight)
-
-
-# ---- trying it ----
-
-
-@kinds
-def test_check_compares_with_a_control(kind, capsys):
-    script = Script(remove, kind=kind).train(20)
-    before = script.state()
-
-    def loss_fn(model):
-        x, y = batch(int(torch.randint(1000, ())))
-        return F.cross_entropy(model(x), y)
-
-    result = script.handle.check(loss_fn, steps=30)
-    assert max(result[:3]) < 1e-11
-    assert result.control > 0
-    assert all(map(torch.equal, before, script.state()))
-    assert "over 30 steps: converted and original" in str(result)
-
-
-def test_check_shows_a_conversion_that_is_wrong():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
-    found = report(model, lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
-    found.groups, found.carried = [("1.weight",)], found.carried._replace(sets=[("1.weight",)])
-    handle = remove_weight_decay(optimizer, found)
-    result = handle.check(lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
-    assert result.gap > 1e3 * result.control
