@@ -162,6 +162,11 @@ class Report:
                    "running averages after a layer with a bias can be carried along")
         if self.carried.unfit:
             yield f"running averages that cannot be carried along: {', '.join(self.carried.unfit[:4])}"
+        if self.groups and self.carried.evaluation is None:
+            yield "loss_fn fails for the model in evaluation mode, so it is not known whether evaluation would be right, too"
+        elif self.groups and (self.carried.evaluation or 0.0) > averages.FIT:
+            yield (f"in evaluation mode rescaled weights change the loss by {self.carried.evaluation:.1e} of it: the model "
+                   "keeps something of its batches that is no buffer")
 
     def __str__(self):
         from minibn.pytorch.table import table  # which also knows optimizers, and these know reports
