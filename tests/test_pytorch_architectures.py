@@ -174,14 +174,15 @@ def test_a_branch_that_is_dead_on_the_batch_is_unknown():
     assert report.groups == [("a.weight", "a.bias")]
 
 
-def test_a_gap_that_is_no_approximation_is_refused():
+@pytest.mark.parametrize("eps", [0.01, 0.1, 1])
+def test_a_gap_that_is_no_approximation_is_refused(eps):
     """An eps that is larger than the variance."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, eps=1e-2), *n.head(8))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, eps=eps), *n.head(8))
     with torch.no_grad():
         model[0].weight.mul_(1e-3)
     report = found(lambda: model)
     assert report.groups == []
-    assert "eps, up to 0.01, is too large for them" in report.refused[("0.weight",)]
+    assert f"eps, up to {eps}, is too large for them" in report.refused[("0.weight",)]
 
 
 def test_few_images_do_not_make_eps_too_large():

@@ -1,7 +1,8 @@
 """Which names are public, and a page of the reference for each module that has some.
 
 A public name is in the `__all__` of a module of `MODULES`; where a module has none, it is what the module itself defines. Each
-name is documented once, under the first of these modules that has it. `write` makes the pages.
+name is documented once: under the module that defines it if that is one of these, or else under the first that has it. `write`
+makes the pages.
 """
 
 import importlib
@@ -47,13 +48,15 @@ def modules():
 
 @cache
 def documented():
-    """{(module name, name): object}, each object once, under the first module that has it."""
+    """{(module name, name): object}, each object once, under its own module or else the first that has it."""
     found, seen = {}, set()
     for module_name, loaded in modules().items():
         for name in public(loaded):
             value = getattr(loaded, name)
             home = getattr(value, "__module__", module_name)
-            if not isinstance(value, ModuleType) and str(home).split(".")[0] == "minibn" and (home, name) not in seen:
+            elsewhere = home != module_name and home in modules() and name in public(modules()[home])
+            ours = str(home).split(".")[0] == "minibn" and not isinstance(value, ModuleType)
+            if ours and not elsewhere and (home, name) not in seen:
                 found[module_name, name] = value
                 seen.add((home, name))
     return found

@@ -38,6 +38,8 @@ There is one script for each claim of the paper, and for each claim that this li
 the picture and what was measured. At its end are the script and a notebook to download. The notebook needs ``minibn`` and
 nothing else.
 
+The demos import ``lab``, a file of their own folder that draws pictures and keeps claims; a notebook writes it by itself.
+
 ``python -m demos`` runs all of them in about a quarter of an hour on two cores. ``python -m demos toy texp`` runs those whose
 names contain one of the words, and ``--quick`` runs small versions.
 

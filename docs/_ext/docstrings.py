@@ -5,12 +5,15 @@ backticks. Here a formula becomes mathematics, a public name a link, an indented
 left to sphinx.ext.napoleon.
 """
 
+import inspect
 import re
 
 import catalogue
 import formulas
 
 SECTION = re.compile(r"(Args|Returns|Yields|Raises|Attributes|Example|Examples|Example, .*):$")
+PAGE = re.compile(r"docs/([\w/-]+)\.md")
+LONG = re.compile(r"`([^`]{45,})`(?:[.,] )?(.*)")  # a paragraph that begins with a long formula
 INDEX, POWER = r"_(?:\{[^}]*\}|[A-Za-z0-9]{1,3}(?!\w))", r"\^(?:\([^)]*\)|[A-Za-z0-9]{1,3}(?!\w))"
 INDEXED = re.compile(rf"(?<![\w`\\])([A-Za-zα-ωΑ-Ωṽẽ][\u0303\u0302]?'?(?:{INDEX}(?:{POWER})?|{POWER}))")
 
@@ -39,6 +42,9 @@ def to_rest(lines, scope):
                     SECTION.match(lines[end]) or re.match(r"[-*] |\d+\. ", lines[end])):
                 end += 1
             paragraph = " ".join(line.strip() for line in lines[place:end])
+            if (formula := LONG.match(paragraph)) and formulas.is_inline_formula(formula[1]):  # too long for a line of text
+                result += ["", ".. math::", "", f"   {formulas.latex(formula[1])}", ""]
+                paragraph = formula[2]
             result += [*([""] if hanging else []), inline(re.sub(r"^([A-Z]\w+:) ", r"**\1** ", paragraph, count=1)
                                                           if hanging and hanging[0].endswith(": ") else paragraph, scope)]
         place = end
@@ -57,7 +63,7 @@ def inline(text, scope):
                 if j % 2:
                     result = _attach(result, f":math:`{formulas.inline(piece)}`")
                 else:
-                    plain = escaped(piece)
+                    plain = PAGE.sub(r":doc:`/\1`", escaped(piece))
                     result += ("\\ " if result.endswith("`") and plain[:1] not in ("", " ") else "") + plain
     return re.sub(r"^(\w+[.)])(?= |$)", r"\\\1", result)  # "P." would begin a list
 
@@ -142,6 +148,8 @@ def _table(lines, scope):
 
 def process(app, what, name, obj, options, lines):
     """autodoc-process-docstring: in place, before napoleon."""
+    if what == "module":  # autodoc takes the indentation of a module's last lines for that of all
+        lines[:] = inspect.cleandoc(f"\n{obj.__doc__ or ''}\n.").splitlines()[:-1]
     scope = name if what == "module" else name.rsplit(".", 1 if what in ("class", "function", "data") else 2)[0]
     lines[:] = to_rest(list(lines), scope)
 

@@ -44,12 +44,14 @@ TOKEN = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in {
     "other": ".",
 }.items()), re.DOTALL)
 SCRIPTS = re.compile(r"(?P<prime>'+)|(?P<up>\^)|(?P<down>_)|(?P<high>[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ᵀᵗⁿ]+)|(?P<low>[₀₁₂₃₄₅₆₇₈₉ᵢₜ]+)")
+WIDTH = 78  # characters of a displayed formula that a page has room for
 INNER = re.compile(r"<(?=[^\s=-])([^<>=]*[^\s<>=-])>")  # <u, v>: no blank inside the angles
 
 
 def latex(text, fractions=True):
     """The body of a displayed formula of one or more lines, aligned at the first relation of each line and by columns."""
-    rows = [_row(line, fractions) for line in unicodedata.normalize("NFD", text).splitlines() if line.strip()]
+    lines = [line for line in unicodedata.normalize("NFC", text).splitlines() if line.strip()]
+    rows = [_row(unicodedata.normalize("NFD", part), fractions) for line in lines for part in _fitting(line)]
     if len(rows) == 1:
         return rows[0].replace("&& ", r"\qquad ").replace("&", "")
     return "\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}"
@@ -63,7 +65,7 @@ def inline(text):
 def is_formula(text):
     """Whether an indented block is a formula, not a command, code, or a table of words."""
     lines = [line for line in text.splitlines() if line.strip()]
-    if re.search(r">>>|\bimport \w|^\s*(def|class|for|with|return) |\w\.\w+\(|^\s*\|.*\|$| --\w|\"|^\s*#", text, re.M):
+    if re.search(r">>>|\bimport \w|^\s*(def|class|for|with|return) |\w\.\w+\(|^\s*\|.*\|$| --\w|\"|^\s*#|\.py\b", text, re.M):
         return False
     relation = any(kind == "operator" and value in RELATIONS for line in lines for kind, value in _tokens(line))
     return bool(lines) and (relation or not any(
@@ -77,6 +79,17 @@ def is_inline_formula(text):
 
 def _columns(line):
     return re.split(r"\s{3,}", line.strip())
+
+
+def _fitting(line):
+    """The line, or as many lines as it takes for its columns to fit a page."""
+    parts = []
+    for column in _columns(line):
+        if parts and len(parts[-1]) + len(column) + 6 <= WIDTH:
+            parts[-1] += "      " + column
+        else:
+            parts.append(column)
+    return parts
 
 
 def _row(line, fractions):

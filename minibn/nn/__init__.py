@@ -1,4 +1,9 @@
-"""Layers with hand-written backward passes; names as in PyTorch, images (N, H, W, C) and sequences (N, T, C) channels last."""
+"""Layers with hand-written backward passes; names as in PyTorch, images (N, H, W, C) and sequences (N, T, C) channels last.
+
+The base is in `module`. Maps: `linear` and `conv`. Normalisations: `norm` and `rms_norm`. Then
+`activation`, `pooling`, `container` and `loss`; for sequences `embedding`, `attention` and
+`gated_mlp`.
+"""
 
 from minibn.nn.activation import GELU, ReLU, SiLU, Square
 from minibn.nn.attention import CausalSelfAttention

@@ -48,10 +48,10 @@ class Exact(TorchFunctionMode):
         if name in EPS_AT:
             args, kwargs = self._normalisation(name, args, kwargs)
         elif name in ADDITIONS:
-            met = [a for a in args if isinstance(a, float) and 0 < a <= LARGEST_EPS]
-            if met and not self.tiny and isinstance(args[0], torch.Tensor):
-                self._note(args[0].detach(), met[0])
-            args = tuple(map(self._eps, args))
+            small = [isinstance(a, float) and 0 < a <= LARGEST_EPS for a in args]
+            if any(small) and not self.tiny and isinstance(args[0], torch.Tensor):
+                self._note(args[0].detach(), args[small.index(True)])
+            args = tuple(self._eps(a) if is_eps else a for a, is_eps in zip(args, small, strict=True))
         return function(*args, **kwargs)
 
     def _normalisation(self, name, args, kwargs):
@@ -70,7 +70,7 @@ class Exact(TorchFunctionMode):
         self.share = max(self.share, float((eps / (variance.abs() + eps)).mean()))
 
     def _eps(self, x):
-        if not isinstance(x, float) or not 0 < x <= LARGEST_EPS:
+        if not isinstance(x, float | int) or not x > 0:
             return x
         if x != TINY_EPS:
             self.seen[x] = None

@@ -149,9 +149,10 @@ def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band)
                          "leaves such sets out. mixed=\"move\" converts them")
     carrying = _averages(found, sets, kept) if measured and averages else None
     if not measured and averages:
-        warnings.warn("parameters were given without a report: if the model has BatchNorm, its running averages are not "
-                      "carried along, and evaluation needs torch.optim.swa_utils.update_bn first. Give report(model, "
-                      "loss_fn), or averages=False if that is meant", stacklevel=3)
+        warnings.warn("parameters were given without a report, so it is not known that they are scale-invariant; and if the "
+                      "model has BatchNorm, its running averages are not carried along, and evaluation needs "
+                      "torch.optim.swa_utils.update_bn first. Give report(model, loss_fn), or averages=False if that is meant",
+                      stacklevel=3)
     along = watch.Along({s: found.gap(s.name) if measured else math.inf for s in kept})
     return Conversion(rules, kept, form, band, mixed == "move", carrying, found if measured else None, along)
 
@@ -179,5 +180,5 @@ def _mixed(sets, rules):
         lines.append(f"{s.name}: {parts}, lr x weight decay {', '.join(f'{d:.3g}' for d in decays(s, rules))}")
     return (f"{len(sets)} sets of weights are scale-invariant only together, but their members are decayed differently:\n  "
             + "\n  ".join(lines) + "\nGive them the same lr and weight_decay, or leave such sets out with mixed=\"skip\", "
-                                   "or convert them with mixed=\"move\": the decay that all have in common is removed, and "
-                                   "the less decayed members grow instead")
+                                   "or convert them with mixed=\"move\": the decay of the most decayed members is removed, "
+                                   "and the others grow along, so that the ratios stay the script's")

@@ -164,7 +164,8 @@ class Report:
         if self.carried.left_out:
             names = [n for group in self.carried.left_out for n in group]
             yield (f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} stay as they are, so that BatchNorm's "
-                   "running averages after a layer with a bias can be carried along")
+                   "running averages after a layer with a bias can be carried along. To convert them, leave out that bias, or "
+                   "give remove_weight_decay averages=False")
         if self.carried.unfit:
             yield f"running averages that cannot be carried along: {', '.join(self.carried.unfit[:4])}"
         if self.groups and self.carried.evaluation is None:

@@ -33,7 +33,7 @@ def table(found: Report) -> str:
         rows.append(("-", brief(rest), _percent(rest, sizes, total), *blank, "no: not scale-invariant"))
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *_summary(found, sizes, total), *found.hints])
+    return "\n".join([*lines, "", *_summary(found, sizes, total, verdict), *found.hints])
 
 
 def brief(names: Iterable[str]) -> str:
@@ -72,7 +72,7 @@ def _percent(names, sizes, total):
     return f"{sum(sizes[name] for name in names) / total:.1%}"
 
 
-def _summary(found, sizes, total):
+def _summary(found, sizes, total, verdict):
     names = [name for group in found.groups for name in group]
     if not names:
         yield "no parameter was found to be scale-invariant"
@@ -80,8 +80,11 @@ def _summary(found, sizes, total):
     else:
         yield (f"{len(found.groups)} scale-invariant sets with {len(names)} of {len(sizes)} parameters, "
                f"{sum(sizes[name] for name in names) / total:.1%} of all numbers")
+        refused = sum(converted.startswith("no") for _, converted in verdict.values())
+        if refused:
+            yield f"{len(found.groups) - refused} of these are converted, {refused} are not, for the reasons in the table"
         if max(found.gaps) <= EXACT:
-            yield "weight decay can be removed from them exactly"
+            yield f"weight decay can be removed from {'them' if not refused else 'a converted set'} exactly"
         else:
             yield ("weight decay can be removed from them approximately: the gaps come from the normalisations' eps, here "
                    f"up to {found.eps:g}; with eps = {TINY_EPS:g} it is exact. With all sets doubled, the loss changes by "
