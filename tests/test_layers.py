@@ -161,14 +161,14 @@ def test_errors_name_the_layer_and_both_shapes(name):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda rng: nn.Linear(0, 2, rng=rng), "in_features and out_features above 0, got 0 and 2"),
+    (lambda rng: nn.Linear(0, 2, rng=rng), "Linear: in_features must be a whole number of at least 1, got 0"),
     (lambda rng: nn.Linear(2, 2, rng=rng, dtype="int64"), 'dtype must be "float32" or "float64", got \'int64\''),
-    (lambda rng: nn.Conv2d(1, 1, 3, stride=0, rng=rng), "stride must be at least 1"),
-    (lambda rng: nn.Conv2d(1, 1, 3, padding=-1, rng=rng), "padding at least 0"),
-    (lambda rng: nn.GroupNorm(2, 3), "divisible by num_groups, and eps at least 0 and finite, got 3, 2"),
-    (lambda rng: nn.BatchNorm(3, eps=-1e-5), "eps at least 0 and finite, got 3, 3 and -1e-05"),
+    (lambda rng: nn.Conv2d(1, 1, 3, stride=0, rng=rng), "Conv2d: stride must be a whole number of at least 1, got 0"),
+    (lambda rng: nn.Conv2d(1, 1, 3, padding=-1, rng=rng), "Conv2d: padding must be a whole number of at least 0, got -1"),
+    (lambda rng: nn.GroupNorm(2, 3), "GroupNorm: num_groups must divide num_features, got 2 and 3"),
+    (lambda rng: nn.BatchNorm(3, eps=-1e-5), "BatchNorm: eps must be a finite number of at least 0, got -1e-05"),
     (lambda rng: nn.BatchNorm(3, momentum=2), "momentum must lie between 0 and 1, got 2"),
-    (lambda rng: nn.MaxPool2d(0), "kernel_size must be at least 1, got 0"),
+    (lambda rng: nn.MaxPool2d(0), "MaxPool2d: kernel_size must be a whole number of at least 1, got 0"),
     (lambda rng: models.preresnet(9, rng=rng), "depth must be 6n \\+ 2 .*, got 9"),
 ])
 def test_arguments_out_of_range(make, message):
