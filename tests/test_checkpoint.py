@@ -68,6 +68,18 @@ def test_another_shape_of_the_same_bytes_is_refused(tmp_path):
         checkpoint.load(tmp_path / "c.npz")
 
 
+def test_only_a_damaged_checkpoint_is_said_to_be_deleted(tmp_path):
+    path = tmp_path / "c.npz"
+    checkpoint.save(path, {"a": np.arange(16.0)}, {})
+    whole = path.read_bytes()
+    for content, advice in ((whole[:-9], "delete it to start again, or use another"), (b"", "delete it to start again"),
+                            (b"my notes", "give another file"), (b"PK\3\4" + bytes(99), "give another file")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"is not a whole minibn checkpoint .*; {advice}"):
+            checkpoint.load(path)
+        assert path.read_bytes() == content
+
+
 def rewritten(path, change):
     """The archive at `path` with its parts {name: bytes} changed; zip's checksums are right."""
     with zipfile.ZipFile(path) as archive:

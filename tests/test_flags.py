@@ -33,6 +33,12 @@ from minibn.__main__ import main
     (["convert", "--steps", "5", "--growth", "1.1"], "--growth has no effect with --schedule constant; it is for --schedule exp"),
     (["convert", "--steps", "5", "--schedule", "step"], "--schedule step needs --milestones"),
     (["convert", "--steps", "5", "--schedule", "step", "--milestones", "9"], "--milestones 9 is beyond the last step"),
+    (["sweep", "--seed", "3"], "unrecognized arguments: --seed 3"),
+    (["convert", "--steps", "5", "--warmup", "6"], "--warmup 6 is beyond the last step; it must be at most --steps 5"),
+    (["train", "--warmup", "2", "--epochs", "1"], "--warmup must be at most --epochs 1, or lr is never reached; got 2"),
+    (["train", "--norm", "group", "--width", "6"], "--width must be divisible by 4 with --norm group, got 6"),
+    (["convert", "--steps", "5", "--optimizer", "adamw", "--weight-decay", "1e5"],
+     "lr * --weight-decay must be below 1; lower one of them (AdamStep(lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay="),
     (["trian"], "no command 'trian'; there are train, sweep, convert, symmetries"),
 ])
 def test_flags_without_effect_are_refused_in_the_words_of_the_command_line(flags, message, capsys, tmp_path, monkeypatch):
@@ -49,6 +55,7 @@ def test_flags_without_effect_are_refused_in_the_words_of_the_command_line(flags
 @pytest.mark.parametrize(("content", "flags", "message"), [
     (b"lr\n0.1\n0.2\n", ["--steps", "9"], "has 2 steps, fewer than --steps 9; leave --steps out to take all"),
     (b"lr\n0.1\n0.2\n", ["--lr", "5"], "--lr has no effect with --read"), (b"lr\n0.1\nfast\n", [], "line 3 of the schedule"),
+    (b"lr\n", [], "has no steps, only the names of its columns"), (b"", [], "minibn: the first line of the schedule must name"),
     (b"lr\n\xff\n", [], "is not text in UTF-8"), (b"lr\n" + b"1" * 200_000, [], "line 2 of the schedule is not CSV")])
 def test_a_schedule_that_cannot_be_read_leaves_nothing_on_standard_output(content, flags, message, capsys, tmp_path):
     (tmp_path / "s.csv").write_bytes(content)

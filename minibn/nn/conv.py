@@ -48,7 +48,8 @@ class Conv2d(Module):
         self.stride = arguments.pair("Conv2d: stride", stride, 1)
         self.padding = arguments.pair("Conv2d: padding", padding, 0)
         arguments.yes_or_no(bias=bias)
-        sizes = arguments.sizes("Conv2d", height=kh, width=kw, in_channels=in_channels, out_channels=out_channels)
+        sizes = arguments.sizes("Conv2d", kernel_height=kh, kernel_width=kw, in_channels=in_channels,
+                                out_channels=out_channels)
         _, _, self.in_channels, self.out_channels = sizes
         self.weight = Parameter(kaiming_normal(rng, sizes, math.prod(sizes[:3]), dtype))
         self.bias = Parameter(self.weight.data[0, 0, 0] * 0) if bias else None

@@ -80,8 +80,9 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], Any]:
             return {name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
                     for name, data in parts.items()}, facts
         except Exception as error:  # damaged bytes make zipfile raise a dozen types
-            raise ValueError(f"{path} is not a whole minibn checkpoint ({type(error).__name__}: {error}); delete it to start "
-                             "again, or use another") from error
+            stream.seek(0)
+            advice = "delete it to start again, or use another" if _begins_as_ours(stream) else "give another file"
+            raise ValueError(f"{path} is not a whole minibn checkpoint ({type(error).__name__}: {error}); {advice}") from error
 
 
 def save_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimizer], generator: Any, history: History,
@@ -241,9 +242,15 @@ def _check_ours(path):
     """Raise FileExistsError if there is a file at `path` that `save` did not begin."""
     place = files.target(path)
     if place.exists():
-        head = b""
+        ours = False
         if place.is_file():
             with open(place, "rb") as file:
-                head = file.read(30 + len(FACTS))
-        if not place.is_file() or (head and (head[:4] != b"PK\3\4" or head[30:] != FACTS.encode())):
+                ours = _begins_as_ours(file)
+        if not ours:
             raise FileExistsError(errno.EEXIST, "the file that is there is not a minibn checkpoint; give another name", str(path))
+
+
+def _begins_as_ours(file):
+    """Whether `save` may have begun this file. An empty one is such a file."""
+    head = file.read(30 + len(FACTS))
+    return not head or (head[:4] == b"PK\3\4" and head[30:] == FACTS.encode())
