@@ -8,6 +8,8 @@ from itertools import repeat
 from reprlib import repr as short
 from typing import Any
 
+import numpy as np
+from array_api_compat import array_namespace
 from numpy.random import Generator
 
 
@@ -109,6 +111,26 @@ def of_norm(owner: str, num_features: Any, eps: Any, affine: Any, dtype_: Any) -
     yes_or_no(affine=affine)
     dtype(dtype_)
     return sizes(owner, num_features=num_features)[0], eps
+
+
+def array(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is an array whose numbers are what they seem.
+
+    That is no list or DataFrame, no numpy.matrix, and no masked array, whose mask the arithmetic
+    would drop.
+    """
+    if type(value) is np.ndarray:
+        return
+    if isinstance(value, np.matrix):
+        raise TypeError(f"{name} is a numpy.matrix, whose rows are not arrays; give np.asarray({name})")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, and its mask would be lost; give {name}.filled(value), or leave the masked "
+                        "examples out")
+    try:
+        array_namespace(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an array of NumPy, CuPy or PyTorch, got {type(value).__module__}."
+                        f"{type(value).__qualname__}; give np.asarray({name})") from error
 
 
 def frame(value: Any, kind: Any) -> Any:

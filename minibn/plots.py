@@ -21,8 +21,11 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
         degree: that of the optimiser's step objects, for the label of the effective learning rate.
 
     Raises:
+        TypeError: runs is no dict.
         ValueError: there are no runs, or a History has no such group.
     """
+    if not isinstance(runs, Mapping):
+        raise TypeError(f"compare: runs must be a dict, {{label: History}}, got {type(runs).__name__}")
     if not runs:
         raise ValueError("compare needs at least one run")
     for label, history in runs.items():

@@ -38,7 +38,7 @@ from minibn.__main__ import main
     (["train", "--warmup", "2", "--epochs", "1"], "--warmup must be at most --epochs 1, or lr is never reached; got 2"),
     (["train", "--norm", "group", "--width", "6"], "--width must be divisible by 4 with --norm group, got 6"),
     (["convert", "--steps", "5", "--optimizer", "adamw", "--weight-decay", "1e5"],
-     "lr * --weight-decay must be below 1; lower one of them (AdamStep(lr=0.001, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay="),
+     "lr * --weight-decay must be below 1; lower one of them (AdamStep(lr=0.001, beta1=0.9, beta2=0.999"),
     (["trian"], "no command 'trian'; there are train, sweep, convert, symmetries"),
 ])
 def test_flags_without_effect_are_refused_in_the_words_of_the_command_line(flags, message, capsys, tmp_path, monkeypatch):
@@ -92,6 +92,17 @@ def test_every_encoding_prints(encoding, flags, monkeypatch):
         stream.flush()
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams.values())
     assert ("no parameters named" in err) if "--explain" in flags else (len(out) > 100 and not err)
+
+
+@pytest.mark.parametrize("flags", [["--version"], ["convert", "--steps", "2"], ["symmetries", "mlp"]], ids=" ".join)
+def test_a_closed_output_is_no_error(flags, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python finds it after `>&-`
+    monkeypatch.setattr(sys, "stderr", None)
+    with suppress(SystemExit):
+        assert main(flags) == 0
+    for stream in (sys.stdout, sys.stderr):
+        assert stream.name == os.devnull
+        stream.close()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")

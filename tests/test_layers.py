@@ -248,3 +248,21 @@ def test_a_constant_channel_gives_beta_however_large(dtype, eps):
     layer.bias.data[...] = 0.5
     y = layer(np.full((3, 4, 4, 2), 1e6, dtype=dtype))
     np.testing.assert_allclose(y, 0.5, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_is_no_plain_array_is_refused_by_every_layer(name):
+    make, shape, _ = LAYERS[name]
+    x = np.ones(shape, dtype="float32")
+    for bad, message in ((x.tolist(), "x must be an array of NumPy, CuPy or PyTorch, got builtins.list; give np.asarray"),
+                         (None, "x must be an array"), ("x", "x must be an array"),
+                         (np.ma.masked_array(x), "x is a masked array, and its mask would be lost")):
+        for layer in (make(), nn.Sequential(make()), nn.Residual(make())):
+            with pytest.raises(TypeError, match=message):
+                layer(bad)
+
+
+def test_flatten_needs_examples():
+    for bad in (np.zeros((0, 3)), np.zeros((2, 0)), np.array(1.0)):
+        with pytest.raises(ValueError, match=r"Flatten\(\) needs input of shape \(N, …\), of which no axis is empty, got"):
+            nn.Flatten()(bad)

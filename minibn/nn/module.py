@@ -8,7 +8,7 @@ shows the equation of its docstring at work.
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from minibn import backend, kernels
+from minibn import arguments, backend, kernels
 from minibn.backend import Array, Namespace, array_namespace, is_floating
 from minibn.degree import Degree
 
@@ -58,7 +58,12 @@ class Module:
         raise TypeError(f"{type(self).__name__} must define degree(x), so that its rescalings can be found: see minibn.degree")
 
     def __call__(self, x: Array) -> Array:
-        """`forward(x)`; if x is a PyTorch tensor, its history is left out."""
+        """`forward(x)`; if x is a PyTorch tensor, its history is left out.
+
+        Raises:
+            TypeError: x is a list, a masked array or another thing that is not a plain array.
+        """
+        arguments.array("x", x)
         return self.forward(backend.detach(x))
 
     def children(self) -> list[tuple[str, "Module"]]:

@@ -11,6 +11,8 @@ class Flatten(Module):
 
     def forward(self, x: Array) -> Array:
         """Reshape; no numbers change."""
+        if x.ndim == 0 or 0 in x.shape:
+            raise ValueError(f"{self} needs input of shape (N, …), of which no axis is empty, got {tuple(x.shape)}")
         y = array_namespace(x).reshape(x, (x.shape[0], -1))
         return self.keep(y, x.shape)
 
