@@ -1,6 +1,8 @@
-"""Settings for all tests, and the array libraries that they run on: hypothesis without time limits
-(a slow machine is not a
-failure), GPU tests where there is a GPU."""
+"""Settings for all tests, and the array libraries that they run on.
+
+Hypothesis has no time limits, since a slow machine is not a failure. GPU tests run where there is a
+GPU.
+"""
 
 import os  # noqa: I001  threads are set before NumPy is imported
 

@@ -33,6 +33,12 @@ def batch(t, size=32):
     return X[i], Y[i]
 
 
+def images(t):
+    """A batch of noise in colour, (8, 3, 8, 8), and its labels."""
+    draw = torch.Generator().manual_seed(t)
+    return torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=draw), torch.randint(2, (8,), generator=draw)
+
+
 def loss_of(model):
     return F.cross_entropy(model(X[:16]), Y[:16])
 

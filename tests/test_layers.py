@@ -1,5 +1,7 @@
 """Every layer's backward pass is the derivative of its forward pass, and bad input is refused."""
 
+import math
+
 import numpy as np
 import pytest
 from common import NETWORKS, NORMS, PAIRS
@@ -12,6 +14,15 @@ from minibn.testing import check_degree, check_gradient, check_layer, check_libr
 pytestmark = pytest.mark.usefixtures("arithmetic")  # by the equations themselves, and in many chunks
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 3)
+
+
+@pytest.mark.parametrize(("layer", "fan_in"), [(lambda rng: nn.Linear(64, 500, rng=rng), 64),
+                                               (lambda rng: nn.Conv2d(8, 300, (3, 5), rng=rng), 8 * 15)])
+def test_weights_start_with_variance_two_over_fan_in(layer, fan_in):
+    """He et al., 2015: 32,000 and more draws, so the sample variance is within 5 % of the true one."""
+    w = layer(np.random.default_rng(0)).weight.data
+    assert w.var() == pytest.approx(2 / fan_in, rel=0.05)
+    assert abs(w.mean()) < 4 * math.sqrt(2 / fan_in / w.size)
 
 
 @given(seeds, sizes, sizes, sizes, st.booleans())

@@ -8,7 +8,7 @@ import networks as n  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from minibn.pytorch import report  # noqa: E402
+from minibn.pytorch import remove_weight_decay, report  # noqa: E402
 
 torch.manual_seed(0)
 IMAGES, LABELS, TOKENS = torch.randn(6, 3, 8, 8), torch.arange(6) % 3, torch.randint(16, (4, 9))
@@ -213,6 +213,44 @@ def test_embeddings():
     assert of().groups == of(padding_idx=int(TOKENS[0, 0])).groups == [("table.weight",)]
     assert of(sparse=True).groups == []
     assert "an embedding with sparse gradients" in str(of(sparse=True))
+
+
+class Bag(nn.Module):
+    """The mean of a text's tokens, padding among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm, self.head = nn.Embedding(16, 6, padding_idx=3), nn.LayerNorm(6, 1e-30), nn.Linear(6, 3)
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.table(tokens).mean(1)))
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_padding_row_that_counts(make):
+    """The table is scale-invariant only as a whole. Torch hides the gradient of one of its rows, but that row is decayed, too."""
+    def train(convert):
+        torch.manual_seed(0)
+        model = Bag().double()
+        with torch.no_grad():
+            model.table.weight[3] = 0.5
+        optimizer, losses = make(model.parameters(), lr=0.05, weight_decay=0.5), []
+        tokens, labels = torch.randint(16, (20, 5)), torch.randint(3, (20,))
+        tokens[:, 3:] = 3
+        if convert:
+            found = report(model, lambda m: F.cross_entropy(m(tokens), labels))
+            assert found.groups == [("table.weight",)]
+            assert max(found.gaps) < 1e-12
+            remove_weight_decay(optimizer, found)
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(tokens), labels)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    assert train(True) == pytest.approx(train(False), rel=1e-10)
 
 
 def test_parametrizations():

@@ -1,16 +1,14 @@
-"""BatchNorm's running averages, averages of weights, and the script's own weights, of converted runs."""
+"""Running averages, as those of BatchNorm, are carried along with converted weights, so that evaluation is right."""
 
-import copy
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
 import networks as n  # noqa: E402
-from scripts import Script, X, Y, batch, kinds, loss_of, remove, same_with_the_line  # noqa: E402
+from scripts import Script, images, kinds, remove, same_with_the_line  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
-from torch.optim import swa_utils  # noqa: E402
 from torch.optim.lr_scheduler import ReduceLROnPlateau  # noqa: E402
 
 from minibn.pytorch import remove_weight_decay, report  # noqa: E402
@@ -71,11 +69,6 @@ class Deep(nn.Module):
         return self.net(x)
 
 
-def images(t):
-    draw = torch.Generator().manual_seed(t)
-    return torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=draw), torch.randint(2, (8,), generator=draw)
-
-
 @pytest.mark.parametrize("make", [n.resnet, n.preresnet, n.vgg, n.mobilenet, Dense, Deep, n.convnext, n.UNet],
                          ids=lambda make: make.__name__)
 @pytest.mark.parametrize("no_decay", [False, True], ids=["all decayed", "no decay on vectors"])
@@ -108,195 +101,113 @@ def test_architectures_train_and_evaluate_as_without_the_line(make, no_decay):
     assert scale < 0.95
 
 
-# ---- the script's own weights ----
-
-
-@kinds
-def test_the_scripts_own_weights(kind):
-    usual, converted = Script(kind=kind).train(40), Script(remove, kind=kind).train(40)
-    before = converted.state()
-    with converted.handle.original():
-        for (name, one), other in zip(usual.model.state_dict().items(), converted.model.state_dict().values(), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12, msg=name)
-        converted.model.zero_grad()
-        loss_of(converted.model).backward()
-        loss_of(usual.model.zero_grad() or usual.model).backward()
-        torch.testing.assert_close(converted.model[0].weight.grad, usual.model[0].weight.grad, rtol=1e-8, atol=1e-12)
-        with pytest.raises(RuntimeError, match="a step inside"):
-            converted.optimizer.step()
-        with pytest.raises(RuntimeError, match="inside itself"), converted.handle.original():
-            pass
-    assert all(map(torch.equal, before, converted.state()))
-    assert abs(converted.handle.ratio(converted.group) - 1) > 0.1
-
-
-def test_weights_that_are_set_by_hand():
-    usual, converted = Script().train(20), Script(remove).train(20)
-    with converted.handle.original():
-        best = copy.deepcopy(converted.model.state_dict())
-    for script in (usual, converted):
-        script.best = copy.deepcopy(script.model.state_dict()) if script is usual else best
-        script.train(20)
-    usual.model.load_state_dict(usual.best)
-    with converted.handle.original():
-        converted.model.load_state_dict(best)
-    for script in (usual, converted):
-        script.train(20)
-    assert converted.losses == pytest.approx(usual.losses, rel=1e-9)
-    assert converted.validation == pytest.approx(usual.validation, rel=1e-9)
-
-
-@pytest.mark.parametrize("write", [lambda model, best: model.load_state_dict(best),
-                                   lambda model, best: model[0].reset_parameters(),
-                                   lambda model, best: model[0].weight.data.mul_(2)], ids=["load", "start again", "data"])
-def test_weights_that_are_set_elsewhere_are_refused(write):
-    script = Script(remove).train(20)
-    best = copy.deepcopy(script.model.state_dict())
-    script.train(5)
-    write(script.model, best)
-    with pytest.raises(RuntimeError, match="was changed between steps .* inside `with handle.original"):
-        script.train(1)
-
-
-def test_weights_that_are_exchanged_for_a_while():
-    """As evaluation with averaged weights does."""
-    usual, converted = Script().train(20), Script(remove).train(20)
-    for script in (usual, converted):
-        kept = [p.detach().clone() for p in script.model.parameters()]
-        for p in script.model.parameters():
-            p.data.zero_()
-        for p, value in zip(script.model.parameters(), kept, strict=True):
-            p.data.copy_(value)
-        script.train(5)
-    assert converted.losses == pytest.approx(usual.losses, rel=1e-10)
-
-
-# ---- averages of weights ----
-
-
-def averaging(script, average):
-    def each(script, t):
-        if t:
-            average.update_parameters(script.model)
-    return each
-
-
-def bare(handle, model, **options):
-    return swa_utils.AveragedModel(model, **options)
-
-
-@kinds
-@pytest.mark.parametrize("make", [lambda handle, model, **options: handle.averaged(model, **options), bare],
-                         ids=["of the handle", "torch's own"])
-@pytest.mark.parametrize("options", [{}, {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9), "use_buffers": True}],
-                         ids=["swa", "ema"])
-def test_averages_of_weights(kind, options, make):
-    usual, converted = Script(kind=kind), Script(remove, kind=kind)
-    averages = [bare(None, usual.model, **options), make(converted.handle, converted.model, **options)]
-    for script, average in zip((usual, converted), averages, strict=True):
-        script.train(60, each=averaging(script, average))
-    for one, other in zip(averages[0].state_dict().values(), averages[1].state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
-    losses = [F.cross_entropy(average.eval()(X[:64]), Y[:64]).item() for average in averages]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
-
-
-def test_averages_by_hand():
-    def each(script, t):
-        with script.handle.original() if script.handle else torch.no_grad():
-            for mean, p in zip(script.mean, script.model.parameters(), strict=True):
-                mean.lerp_(p.detach(), 0.1)
-
-    usual, converted = Script(), Script(remove)
-    for script in (usual, converted):
-        script.mean = [p.detach().clone() for p in script.model.parameters()]
-        script.train(40, each=each)
-    for one, other in zip(usual.mean, converted.mean, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
-
-
-def test_averages_of_the_held_weights_are_others():
-    """The control: late weights count more."""
-    usual, converted = Script(), Script(remove)
-    directions = []
-    for script in (usual, converted):
-        seen = []
-        script.train(60, each=lambda script, t, seen=seen: seen.append(script.model[0].weight.detach().clone()))
-        directions.append(F.normalize(torch.stack(seen).mean(0).flatten(), dim=0))
-    assert (directions[0] - directions[1]).norm() > 1e-3
-
-
-def test_an_average_that_was_begun_before_the_line_and_goes_on_after_the_way_back():
-    usual, changing = Script(), Script()
-    averages = [swa_utils.AveragedModel(script.model) for script in (usual, changing)]
-    for steps, line in ((10, None), (20, remove), (20, None)):
-        if changing.handle:
-            changing.handle.remove()
-        changing.handle = line and line(changing.model, changing.optimizer)
-        for script, average in zip((usual, changing), averages, strict=True):
-            script.train(steps, each=averaging(script, average))
-    for one, other in zip(averages[0].state_dict().values(), averages[1].state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
-
-
-def test_an_average_of_a_model_with_two_conversions_and_inside_the_scripts_own_form():
-    """Two optimizers, each with a line of its own."""
+def test_a_channel_that_is_dead_on_the_batch_of_the_report_and_lives_later():
+    """Its statistics are 0 there, whatever the scale, so its degree is taken to be that of its neighbours."""
     def train(convert):
         torch.manual_seed(0)
-        model = nn.Sequential(n.conv(3, 4), n.bn(4), nn.ReLU(), n.conv(4, 4), n.bn(4), *n.head(4)).double()
-        optimizers = [torch.optim.SGD([model[0].weight], 0.05, weight_decay=0.05),
-                      torch.optim.AdamW([model[3].weight], 0.02, weight_decay=1.0)]
-        handles = [remove_weight_decay(o, o.param_groups[0], averages=False) for o in optimizers] if convert else []
-        average = swa_utils.AveragedModel(model)
+        model = nn.Sequential(n.conv(3, 3, groups=3), n.bn(3), nn.ReLU(), *n.head(3)).double()
+        optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05), []
+        x, y = images(0)
+        if convert:
+            black = x * torch.tensor([1.0, 0.0, 1.0], dtype=x.dtype).reshape(3, 1, 1)
+            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(black), y)))
         for t in range(20):
-            F.cross_entropy(model(images(t)[0]), images(t)[1]).backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            if handles and t % 2:
-                with handles[0].original():
-                    average.update_parameters(model)
-            else:
-                average.update_parameters(model)
-        return [average.module[i].weight.detach() for i in (0, 3)]
+            x, y = images(t)
+            optimizer.zero_grad()
+            F.cross_entropy(model.train()(x), y).backward()
+            optimizer.step()
+            losses.append(F.cross_entropy(model.eval()(images(-1)[0]), images(-1)[1]).item())
+        return losses
 
-    for one, other in zip(train(False), train(True), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert train(True) == pytest.approx(train(False), rel=1e-9)
 
 
-def test_an_average_can_be_saved(tmp_path):
-    script = Script(remove)
-    average = script.handle.averaged(script.model)
-    script.train(10, each=averaging(script, average))
-    torch.save(average, tmp_path / "average.pt")
-    again = torch.load(tmp_path / "average.pt", weights_only=False)
-    assert torch.equal(again.module[0].weight, average.module[0].weight)
+class OtherNames(nn.Module):
+    """BatchNorm as in courses: its buffers are called as their author liked."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("moving_mean", torch.zeros(1, width, 1, 1))
+        self.register_buffer("moving_var", torch.ones(1, width, 1, 1))
+
+    def forward(self, x):
+        mean, var = self.moving_mean, self.moving_var
+        if self.training:
+            mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+            self.moving_mean = 0.9 * self.moving_mean + 0.1 * mean.detach()
+            self.moving_var = 0.9 * self.moving_var + 0.1 * var.detach()
+        return (x - mean) / var.sqrt()
 
 
-# ---- trying it ----
+def test_running_averages_of_any_name():
+    def train(convert):
+        torch.manual_seed(0)
+        model = nn.Sequential(n.conv(3, 4), OtherNames(4), nn.ReLU(), *n.head(4)).double()
+        optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05), []
+        if convert:
+            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1])))
+        for t in range(20):
+            optimizer.zero_grad()
+            F.cross_entropy(model.train()(images(t)[0]), images(t)[1]).backward()
+            optimizer.step()
+            losses.append(F.cross_entropy(model.eval()(images(-1)[0]), images(-1)[1]).item())
+        return losses
+
+    assert train(True) == pytest.approx(train(False), rel=1e-9)
 
 
-@kinds
-def test_check_compares_with_a_control(kind, capsys):
-    script = Script(remove, kind=kind).train(20)
-    before = script.state()
+class Attributes(OtherNames):
+    """The same, with averages that are plain attributes, which no `state_dict` has."""
 
+    def __init__(self, width):
+        nn.Module.__init__(self)
+        self.moving_mean, self.moving_var = torch.zeros(1, width, 1, 1), torch.ones(1, width, 1, 1)
+
+
+def test_what_a_model_keeps_of_its_batches_outside_its_buffers_is_noticed():
+    torch.manual_seed(0)
+    model = nn.Sequential(n.conv(3, 4), Attributes(4), nn.ReLU(), *n.head(4)).double()
+    found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+    assert "in evaluation mode rescaled weights change the loss" in str(found)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
+    with pytest.raises(ValueError, match="no buffer, .* register_buffer"):
+        remove_weight_decay(optimizer, found)
+    assert len(remove_weight_decay(optimizer, found, averages=False).parameters) == 1
+
+
+def test_a_loss_that_cannot_be_evaluated_is_named_and_no_obstacle():
     def loss_fn(model):
-        x, y = batch(int(torch.randint(1000, ())))
-        return F.cross_entropy(model(x), y)
+        if not model.training:
+            raise KeyError("the auxiliary head")
+        return F.cross_entropy(model(images(0)[0]), images(0)[1])
 
-    result = script.handle.check(loss_fn, steps=30)
-    assert max(result[:3]) < 1e-11
-    assert result.control > 0
-    assert all(map(torch.equal, before, script.state()))
-    assert "over 30 steps: converted and original" in str(result)
+    torch.manual_seed(0)
+    model = nn.Sequential(n.conv(3, 4), n.bn(4), nn.ReLU(), *n.head(4)).double()
+    found = report(model, loss_fn)
+    assert "loss_fn fails for the model in evaluation mode" in str(found)
+    assert remove_weight_decay(torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05), found).averages
 
 
-def test_check_shows_a_conversion_that_is_wrong():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
-    found = report(model, lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
-    found.groups, found.carried = [("1.weight",)], found.carried._replace(sets=[("1.weight",)])
-    handle = remove_weight_decay(optimizer, found)
-    result = handle.check(lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
-    assert result.gap > 1e3 * result.control
+class Distance(nn.Module):
+    """A running average of 1 + |x|, which follows no power of the scale of x."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(1 + x.detach().abs().mean(), 0.1)
+        return x
+
+
+def test_running_averages_that_follow_no_power_of_the_scale_are_refused():
+    torch.manual_seed(0)
+    model = nn.Sequential(n.conv(3, 4), Distance(), n.bn(4), nn.ReLU(), *n.head(4)).double()
+    found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+    assert found.carried.unfit == ["1.mean"]
+    assert "running averages that cannot be carried along: 1.mean" in str(found)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
+    with pytest.raises(ValueError, match=r"\['1.mean'\] follow no power .* averages=False"):
+        remove_weight_decay(optimizer, found)
+    assert len(remove_weight_decay(optimizer, found, averages=False).parameters) == 1

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
+import networks as n  # noqa: E402
 from scripts import X, Y, loss_of, network  # noqa: E402
 from test_torch_oracle import NETWORKS, NORMS  # noqa: E402
 from torch import nn  # noqa: E402
@@ -166,3 +167,14 @@ def test_the_gap_of_a_branch_that_starts_at_zero_is_measured_too():
     nn.init.zeros_(model[1].bias)
     found = report(model, loss_of)
     assert 1e-9 < found.gaps[found.groups.index(("0.weight",))] < 0.1
+
+
+def test_sets_that_do_not_hold_do_not_spoil_those_after_them():
+    """BatchNorm of two numbers gives their sign alone: weights before it have no slope, and larger ones may change the sign."""
+    torch.manual_seed(0)
+    model = nn.Sequential(n.conv(3, 4, stride=2), n.bn(4), nn.ReLU(), n.conv(4, 4, stride=2), n.bn(4), nn.ReLU(),
+                          n.conv(4, 8, 1), n.bn(8), *n.head(8)).double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    found = report(model, lambda m: F.cross_entropy(m(x), torch.tensor([0, 1])))
+    assert found.groups == [("0.weight",), ("3.weight",), ("6.weight",)]
+    assert set(found.refused) == {("1.weight",), ("1.bias",), ("4.weight",), ("4.bias",)}

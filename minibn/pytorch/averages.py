@@ -32,12 +32,16 @@ class Carried(NamedTuple):
         degrees: {buffer: [(number of the set, degree of each entry)]}.
         left_out: the groups that are not in `sets`.
         unfit: buffers that follow no power of the scales.
+        evaluation: relative change of the loss in evaluation mode when the sets are rescaled and the
+            averages carried along. Above `FIT`, the model keeps something of its batches that is no
+            buffer. None if the loss cannot be computed in evaluation mode.
     """
 
     sets: list[tuple[str, ...]]
     degrees: Degrees
     left_out: list[tuple[str, ...]]
     unfit: list[str]
+    evaluation: float | None
 
 
 def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool], cancelled: set[str]) -> Carried:
@@ -58,7 +62,7 @@ def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool],
             left |= {i for name in unfit for i in touching.get(name, ()) if spoils(all_sets[i])}
             sets = _united(all_sets, touching, left)
             degrees, unfit = _degrees(loss, sets)
-    return Carried(sets, degrees, [all_sets[i] for i in sorted(left)], unfit)
+    return Carried(sets, degrees, [all_sets[i] for i in sorted(left)], unfit, _evaluation(loss, sets, degrees))
 
 
 def _degrees(loss, sets):
@@ -69,7 +73,7 @@ def _degrees(loss, sets):
         part = range(start, min(start + TOGETHER, len(sets)))
         exponents = np.zeros(len(sets))
         exponents[list(part)] = [4.0 ** (i - start) for i in part]
-        after = _at(loss, sets, exponents)
+        after = _at(loss, sets, exponents, loss.running)
         for name, statistic in base.items():
             power = torch.nan_to_num(torch.log2((after[name] - rest[name]) / statistic), 0.0, 0.0, 0.0).round()
             for i in part:
@@ -91,23 +95,44 @@ def _rest(loss):
 
 def _misfits(loss, sets, rest, base, degrees):
     """Buffers that do not move as their degrees say, when each set is multiplied by a power of two of its own."""
-    exponents = np.random.default_rng(0).integers(1, 4, len(sets)).astype(float)
-    after, bad = _at(loss, sets, exponents), []
+    exponents = _random_exponents(sets)
+    after, bad = _at(loss, sets, exponents, loss.running), []
+    factors = _factors(degrees, exponents)
     for name, statistic in base.items():
-        power = sum((k * exponents[i] for i, k in degrees[name]), torch.zeros_like(statistic))
-        gap = after[name] - rest[name] - statistic * 2**power
+        gap = after[name] - rest[name] - statistic * factors.get(name, 1.0)
         if float(gap.abs().max()) > FIT * float(after[name].abs().max()) + 1e-300:
             bad.append(name)
     return bad
 
 
-def _at(loss, sets, exponents):
-    """The buffers after a forward pass with each set multiplied by 2**exponent."""
-    for sign in (1, -1):
-        loss.scale({name: 2.0 ** (sign * e) for group, e in zip(sets, exponents, strict=True) for name in group if e})
-        if sign == 1:
-            after = loss.running()
-    return after
+def _evaluation(loss, sets, degrees):
+    """See `Carried.evaluation`."""
+    exponents = _random_exponents(sets)
+    try:
+        before = loss.evaluated({})
+        after = _at(loss, sets, exponents, lambda: loss.evaluated(_factors(degrees, exponents)))
+    except Exception:  # the script's own code, which may not be made for this mode
+        return None
+    return abs(after - before) / max(abs(before), 1e-300)
+
+
+def _random_exponents(sets):
+    return np.random.default_rng(0).integers(1, 4, len(sets)).astype(float)
+
+
+def _factors(degrees, exponents):
+    """{buffer: what to multiply it by}, where each set has been multiplied by 2**exponent."""
+    return {name: 2 ** sum(k * exponents[i] for i, k in parts) for name, parts in degrees.items() if parts}
+
+
+def _at(loss, sets, exponents, function):
+    """`function()` with each set multiplied by 2**exponent."""
+    factors = {name: 2.0**e for group, e in zip(sets, exponents, strict=True) for name in group if e}
+    loss.scale(factors)
+    try:
+        return function()
+    finally:
+        loss.scale({name: 1 / factor for name, factor in factors.items()})
 
 
 def _filled(degree, statistic):
@@ -119,7 +144,7 @@ def _filled(degree, statistic):
 def _touching(loss, sets, buffers):
     """{buffer: numbers of the sets that it depends on}."""
     base = loss.running()
-    after = [_at(loss, sets, np.eye(len(sets))[i]) for i in range(len(sets))]
+    after = [_at(loss, sets, np.eye(len(sets))[i], loss.running) for i in range(len(sets))]
     return {name: {i for i, a in enumerate(after) if not torch.allclose(a[name], base[name], rtol=FIT, atol=1e-12)}
             for name in buffers}
 
@@ -138,30 +163,33 @@ def _united(sets, touching, left):
 class Averages:
     """The running averages of a model, to be moved along with the scales of the converted sets.
 
+    Buffers are looked up in their modules each time, since a module may replace them.
+
     Args:
-        buffers: {name: the model's buffer}.
+        model: which they belong to.
         degrees: as in `Carried`.
     """
 
-    def __init__(self, buffers: dict[str, torch.Tensor], degrees: Degrees) -> None:
-        self.entries: list[tuple[torch.Tensor, list[tuple[int, torch.Tensor | float]]]] = []
+    def __init__(self, model: torch.nn.Module, degrees: Degrees) -> None:
+        self.entries: list[tuple[dict, str, list[tuple[int, torch.Tensor]]]] = []  # a module's buffers, the name there, degrees
         for name, parts in degrees.items():
-            b = buffers[name]
-            self.entries.append((b, [(i, _plain(k).to(b.device, b.dtype)) for i, k in parts]))
+            path, _, own = name.rpartition(".")
+            self.entries.append((model.get_submodule(path)._buffers, own, [(i, _plain(k)) for i, k in parts]))
 
     @torch.no_grad()
     def multiply(self, factors: Sequence[float]) -> None:
         """Multiply each entry by the product of factor**degree; `factors` has one number per set."""
         if all(f == 1 for f in factors):
             return
-        for buffer, parts in self.entries:
+        for buffers, name, parts in self.entries:
+            buffer = buffers[name]
             for i, degree in parts:
                 if factors[i] != 1:
-                    buffer.mul_(factors[i] ** degree)
+                    buffer.mul_(factors[i] ** degree.to(buffer.device, buffer.dtype))
 
     @property
     def buffers(self) -> list[torch.Tensor]:
-        return [buffer for buffer, _ in self.entries]
+        return [buffers[name] for buffers, name, _ in self.entries]
 
 
 def _plain(degree):

@@ -29,9 +29,9 @@ class Check(NamedTuple):
     steps: int
 
     def __str__(self):
-        return (f"largest difference of the loss over {self.steps} steps: converted and original {self.gap:.1e}, "
-                f"control (weights disturbed "
-                f"by one rounding) and original {self.control:.1e}, converted and control {self.between:.1e}")
+        return (f"largest difference of the loss over {self.steps} steps: converted and original {self.gap:.1e}, control "
+                f"(weights disturbed by one rounding) and original {self.control:.1e}, converted and control "
+                f"{self.between:.1e}")
 
 
 def check(handle: Conversion, loss_fn: Callable[[torch.nn.Module], torch.Tensor], steps: int = 50) -> Check:

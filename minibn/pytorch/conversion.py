@@ -111,9 +111,9 @@ class Conversion:
         if self.inside:
             return gradient
         if s.half_stepped:
-            raise RuntimeError(f"the weights {s.name} are scale-invariant only together, but only some of their "
-                               f"optimizers have taken "
-                               "a step. Call .step() of all of them after each backward pass (did GradScaler skip one?)")
+            raise RuntimeError(f"the weights {s.name} are scale-invariant only together, but only some of their optimizers "
+                               "have taken a step. Call .step() of all of them after each backward pass (did GradScaler "
+                               "skip one?)")
         self._gradients.fired(p)
         return gradient if s.ratio == 1 else gradient / s.ratio
 
@@ -163,9 +163,9 @@ class Conversion:
         plans = {part: self.rules[part.optimizer].plan(part.group, part.members, part.frame, part.steps)
                  for part in live if not s.half_stepped or part.optimizer is optimizer}
         if s.half_stepped and (optimizer not in s.waiting or any(plan != s.plans.get(part) for part, plan in plans.items())):
-            raise RuntimeError(f"the optimizers of {s.name}, which are scale-invariant only together, do not take "
-                               f"turns, or lr or weight "
-                               "decay changed between their steps. Call .step() of each once after a backward pass")
+            raise RuntimeError(f"the optimizers of {s.name}, which are scale-invariant only together, do not take turns, or "
+                               "lr or weight decay changed between their steps. Call .step() of each once after a backward "
+                               "pass")
         self._check_common(s, plans)
         return plans
 
@@ -196,10 +196,9 @@ class Conversion:
         scales = [plan.frame.scale for part, plan in plans.items() if not set(part.members) <= s.free]
         if not self.moving and scales and not math.isclose(min(scales), max(scales), rel_tol=1e-9):
             numbers = [{n: float(part.group[n]) for n in ("lr", "momentum", "weight_decay") if n in part.group} for part in plans]
-            raise ValueError(f"the weights {s.name} are scale-invariant only together, but at this step they are "
-                             f"decayed in different "
-                             f"ways: {numbers}. Give them the same lr and weight decay, or convert with mixed=\"move\" or "
-                             "mixed=\"skip\"")
+            raise ValueError(f"the weights {s.name} are scale-invariant only together, but at this step they are decayed in "
+                             f"different ways: {numbers}. Give them the same lr and weight decay, or convert with "
+                             "mixed=\"move\" or mixed=\"skip\"")
 
     def _moves(self, s, optimizer):
         """What the rule of `optimizer` has to do for the set."""

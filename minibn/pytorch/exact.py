@@ -85,7 +85,7 @@ class Loss:
 
     Attributes:
         parameters: {name: the copy's parameter} of those that require gradients.
-        tiny: whether eps is taken out, and gradients that torch hides (of padding) are shown.
+        tiny: whether eps is taken out.
     """
 
     def __init__(self, model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Tensor]) -> None:
@@ -100,23 +100,14 @@ class Loss:
             module.register_forward_hook(self._left, always_call=True)
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False
-        self._padding = {m: m.padding_idx for m in self.model.modules() if isinstance(m, torch.nn.Embedding)}
+                module.padding_idx = None  # that row has an effect, and torch hides its gradient
         self.tiny = True
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.devices = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
         self.eps, self.share = dict[float, None](), 0.0
         self._buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+        self._averages: list[str] | None = None  # names of those that a forward pass changes
         self._floor = torch.finfo(next(iter(model.parameters())).dtype).eps  # RMSNorm's eps, if it is None
-
-    @property
-    def tiny(self) -> bool:
-        return self._tiny
-
-    @tiny.setter
-    def tiny(self, tiny: bool) -> None:
-        self._tiny = tiny
-        for module, index in self._padding.items():
-            module.padding_idx = None if tiny else index  # that row has an effect, and torch hides its gradient
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -178,12 +169,33 @@ class Loss:
 
     @torch.no_grad()
     def running(self, start: float = 1.0) -> dict[str, torch.Tensor]:
-        """{name: buffer} of the running averages after a forward pass that begins with `start` times the model's own."""
+        """{name: buffer} of the running averages after a forward pass that begins with `start` times the model's own.
+
+        Every buffer of floating-point numbers counts as one that a forward pass changes, whatever its name is.
+        """
         own = self._buffers
-        self._buffers = {n: b * start if "running" in n and b.is_floating_point() else b for n, b in own.items()}
+        if self._averages is None:
+            self.value()
+            self._averages = [name for name, b in self.model.named_buffers()
+                              if b.is_floating_point() and not torch.equal(b, own[name])]
+        self._buffers = own | {name: own[name] * start for name in self._averages}
         self.value()
         self._buffers = own
-        return {name: b.clone() for name, b in self.model.named_buffers() if "running" in name and b.is_floating_point()}
+        after = dict(self.model.named_buffers())
+        return {name: after[name].clone() for name in self._averages}
+
+    @torch.no_grad()
+    def evaluated(self, factors: Mapping[str, torch.Tensor]) -> float:
+        """The loss in evaluation mode, with the model's own buffers times `factors`: {name: factor}."""
+        own, training = self._buffers, [module for module in self.model.modules() if module.training]
+        self._buffers = own | {name: own[name] * factor for name, factor in factors.items()}
+        self.model.eval()
+        try:
+            return self.value().item()
+        finally:
+            self._buffers = own
+            for module in training:
+                module.training = True
 
     @property
     def largest_eps(self) -> float:
@@ -251,8 +263,7 @@ def _copied(model):
         return copy.deepcopy(model, computed)
     except Exception as error:
         raise ValueError(f"this {type(model).__name__} cannot be copied ({error}), and report measures on a copy. Call "
-                         f"report before "
-                         "the model is wrapped (FSDP, DDP), and use `found.of(model)` after it") from error
+                         "report before the model is wrapped (FSDP, DDP), and use `found.of(model)` after it") from error
 
 
 def _widened(model):

@@ -8,7 +8,7 @@ import torch
 
 from minibn.equivalence import streams
 from minibn.optim import Step
-from minibn.pytorch.averages import Averages
+from minibn.pytorch.averages import FIT, Averages
 from minibn.pytorch.conversion import Conversion
 from minibn.pytorch.parts import Set
 from minibn.pytorch.recognise import rule_of, settings
@@ -32,9 +32,10 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
 
     `p.grad` stays the script's own gradient, up to rounding. So clipping, accumulation,
     `torch.amp.GradScaler`, closures, DDP, any scheduler and logs of gradients need no change.
-    BatchNorm's running averages are converted along with the weights, so evaluation during training
-    is right, too. Torch's `AveragedModel` (EMA, SWA) averages the script's weights. Other averages,
-    exports and logs of norms find these inside `with handle.original():`.
+    BatchNorm's running averages, and all other buffers that average over batches, are converted along
+    with the weights. So evaluation during training is right, too. Torch's `AveragedModel` (EMA, SWA)
+    averages the script's weights. Other averages, exports and logs of norms find these inside `with
+    handle.original():`.
 
     Which optimizers: `torch.optim.SGD` with L2 decay and any momentum; and every optimizer with
     *decoupled* decay: AdamW, Adam, NAdam and RAdam with decoupled_weight_decay=True, Muon,
@@ -60,9 +61,9 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
         decay: by which fraction the optimizer's decay shrinks the weights in a step: "lr*wd", "wd",
             or a function f(param group, step) that returns it. "l2" for a subclass of SGD that
             steps as SGD does. None: find out.
-        averages: whether BatchNorm's running averages are converted along with the weights. If so,
-            γ and β before a layer that has a bias and is followed by BatchNorm are not converted:
-            the running mean would be a sum of two different powers of P.
+        averages: whether running averages are converted along with the weights. If so, γ and β
+            before a layer that has a bias and is followed by BatchNorm are not converted: the
+            running mean would be a sum of two different powers of P.
         band: the held weights grow to at most `band` times the script's. Then they are scaled back
             by a power of two. In float16 (largest number 65504) leave room for the activations.
             None: never scale back.
@@ -74,8 +75,9 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
     Raises:
         TypeError: the optimizer's weight decay cannot be removed; the message says why.
         ValueError: the optimizer is converted already, no or unknown parameters, members of a set
-            that are decayed differently, or a param group without a conversion. Also at a step,
-            where its numbers have no conversion; nothing is changed then.
+            that are decayed differently, a param group without a conversion, or a model whose
+            running averages cannot be carried along. Also at a step, where its numbers have no
+            conversion; nothing is changed then.
         RuntimeError: at a step: some members of a set have no gradient, or weights or gradients
             were replaced by hand.
     """
@@ -141,29 +143,30 @@ def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band)
     if mixed == "error" and len(kept) < len(sets):
         raise ValueError(_mixed([s for s in sets if s not in kept], rules))
     if not kept:
-        raise ValueError("there is nothing to convert: the members of every set are decayed differently, and "
-                         "mixed=\"skip\" leaves such "
-                         "sets out. mixed=\"move\" converts them")
+        raise ValueError("there is nothing to convert: the members of every set are decayed differently, and mixed=\"skip\" "
+                         "leaves such sets out. mixed=\"move\" converts them")
     carrying = _averages(found, sets, kept) if measured and averages else None
     if not measured and averages:
         warnings.warn("parameters were given without a report: if the model has BatchNorm, its running averages are not "
-                      "carried along, and "
-                      "evaluation needs torch.optim.swa_utils.update_bn first. Give report(model, loss_fn), or "
-                      "averages=False if that is "
-                      "meant", stacklevel=3)
+                      "carried along, and evaluation needs torch.optim.swa_utils.update_bn first. Give report(model, "
+                      "loss_fn), or averages=False if that is meant", stacklevel=3)
     return Conversion(rules, kept, form, band, mixed == "move", carrying, found if measured else None)
 
 
 def _averages(found: Report, sets: list[Set], kept: list[Set]) -> Averages:
     if found.carried.unfit:
-        raise ValueError(f"the running averages {found.carried.unfit[:4]} follow no power of the converted weights' "
-                         f"scale, so they cannot "
-                         "be carried along: with averages=False call torch.optim.swa_utils.update_bn before each evaluation")
+        raise ValueError(f"the running averages {found.carried.unfit[:4]} follow no power of the converted weights' scale, "
+                         "so they cannot be carried along: with averages=False call torch.optim.swa_utils.update_bn before "
+                         "each evaluation")
+    if (found.carried.evaluation or 0.0) > FIT:
+        raise ValueError("in evaluation mode, converted weights would give another loss: the model keeps something of its "
+                         "batches that is no buffer, so it cannot be carried along. Make it one, with register_buffer; or "
+                         "with averages=False call torch.optim.swa_utils.update_bn before each evaluation")
     number = {s.name: i for i, s in enumerate(kept)}
     names = found.carried.sets
     degrees = {buffer: [(number[names[i]], k) for i, k in parts if names[i] in number]
                for buffer, parts in found.carried.degrees.items()}
-    return Averages(dict(found.model.named_buffers()), {buffer: parts for buffer, parts in degrees.items() if parts})
+    return Averages(found.model, {buffer: parts for buffer, parts in degrees.items() if parts})
 
 
 def _mixed(sets, rules):
@@ -172,6 +175,6 @@ def _mixed(sets, rules):
         parts = "; ".join(f"{len(part.members)} of {len(s.members)} with {settings(part.group)}" for part in s.parts)
         lines.append(f"{s.name}: {parts}, lr x weight decay {', '.join(f'{d:.3g}' for d in decays(s, rules))}")
     return (f"{len(sets)} sets of weights are scale-invariant only together, but their members are decayed differently:\n  "
-            + "\n  ".join(lines) + "\nGive them the same lr and weight_decay, or leave such sets out with "
-                                   "mixed=\"skip\", or convert them "
-            "with mixed=\"move\": the decay that all have in common is removed, and the less decayed members grow instead")
+            + "\n  ".join(lines) + "\nGive them the same lr and weight_decay, or leave such sets out with mixed=\"skip\", "
+                                   "or convert them with mixed=\"move\": the decay that all have in common is removed, and "
+                                   "the less decayed members grow instead")

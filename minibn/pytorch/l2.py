@@ -20,9 +20,8 @@ class L2:
 
     def check(self, group: Group) -> None:
         if group["differentiable"]:
-            raise ValueError("a param group with differentiable=True cannot be converted: the hooks do not record the "
-                             "step for "
-                             "autograd")
+            raise ValueError("a param group with differentiable=True cannot be converted: the hooks do not record the step "
+                             "for autograd")
 
     def delta(self, group: Group, step: int) -> float:
         return float(group["lr"]) * float(group["weight_decay"])
@@ -33,9 +32,9 @@ class L2:
         if step.momentum and not any(buffers):
             frame = Frame(frame.scale)  # torch starts with a velocity of 0, whatever went before
         elif any(buffers) and not step.momentum or not all(buffers) and step.momentum and frame[1:] != (0.0, 1.0):
-            raise ValueError("momentum went to 0, or came to some parameters later than to others: what torch's SGD "
-                             "does then to "
-                             "the momentum buffers has no counterpart. Keep momentum above 0, or clear optimizer.state")
+            raise ValueError("momentum went to 0, or came to some parameters later than to others: what torch's SGD does "
+                             "then to the momentum buffers has no counterpart. Keep momentum above 0, or clear "
+                             "optimizer.state")
         if self.form == "removed":
             step, frame = streams.remove_step(step, frame, None, t)
             return Plan(Frame(*frame), frame[0], step)

@@ -122,9 +122,8 @@ def _row_space(rows):
     _, values, basis = np.linalg.svd(rows, full_matrices=False)
     values = values / values.max(initial=1e-300)
     if np.any((values > NOISE) & (values < SIGNAL)):
-        raise ValueError("the loss is not exact enough to tell which parameters are scale-invariant: the measured "
-                         "gradients are "
-                         "neither dependent nor independent")
+        raise ValueError("the loss is not exact enough to tell which parameters are scale-invariant: the measured gradients "
+                         "are neither dependent nor independent")
     return basis[values > NOISE]
 
 
@@ -137,8 +136,7 @@ def _equations(rows, scale, names):
         exact = [Fraction(float(c)).limit_denominator(12) for c in row]
         if np.max(np.abs(row - np.array(exact, float))) > 1e-4:
             raise ValueError(f"the measured exponents of rescalings with {names[k]}, {row[np.abs(row) > 1e-4]}, are not "
-                             f"small "
-                             "fractions: the loss is not exact enough, or random")
+                             "small fractions: the loss is not exact enough, or random")
         equations.append(Equation({n: c for n, c in zip(names, exact, strict=True) if c}, "the loss", "measured"))
     return equations
 

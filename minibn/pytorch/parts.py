@@ -49,9 +49,8 @@ def uneven(s: Set, bad: list[torch.Tensor], what: str) -> RuntimeError:
     """The error for members of a set that do not step with the others."""
     return RuntimeError(
         f"{len(bad)} of the {len(s.members)} weights {s.name}, which are scale-invariant only together, of shapes "
-        f"{[tuple(p.shape) for p in bad[:4]]}, have {what} gradient at this step, so their weight decay differs from "
-        f"the others'. "
-        "Do not convert this set, or convert with mixed=\"move\"")
+        f"{[tuple(p.shape) for p in bad[:4]]}, have {what} gradient at this step, so their weight decay differs from the "
+        "others'. Do not convert this set, or convert with mixed=\"move\"")
 
 
 def merged(moves: list[Move]) -> list[Move]:

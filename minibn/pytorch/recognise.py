@@ -46,8 +46,7 @@ def rule_of(optimizer: Optimizer, form: str, weight_decay: float = 0.0, decay: s
     inner = [name for name, value in vars(optimizer).items() if isinstance(value, Optimizer)]
     if inner:
         raise TypeError(f"{type(optimizer).__name__} wraps another optimizer, its attribute {inner[0]!r}: what it does "
-                        f"between that one's "
-                        "steps is not known. If it only calls these steps, convert the inner one")
+                        "between that one's steps is not known. If it only calls these steps, convert the inner one")
     if decay is not None:
         return _given(optimizer, form, weight_decay, decay)
     name = _known(optimizer)

@@ -153,17 +153,20 @@ class Report:
                 rows = own[name].shape[0]
                 ranges = [f"{i * rows // n} to {(i + 1) * rows // n - 1}" for i, n in parts]
                 yield (f"{name}: its rows {' and '.join(ranges)} of {rows} are scale-invariant, the others are not. A "
-                       f"parameter of "
-                       "their own (q, k and v apart) could be converted")
+                       "parameter of their own (q, k and v apart) could be converted")
 
     def _left_out(self):
         if self.carried.left_out:
             names = [n for group in self.carried.left_out for n in group]
             yield (f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} stay as they are, so that BatchNorm's "
-                   f"running averages "
-                   "after a layer with a bias can be carried along")
+                   "running averages after a layer with a bias can be carried along")
         if self.carried.unfit:
             yield f"running averages that cannot be carried along: {', '.join(self.carried.unfit[:4])}"
+        if self.groups and self.carried.evaluation is None:
+            yield "loss_fn fails for the model in evaluation mode, so it is not known whether evaluation would be right, too"
+        elif self.groups and (self.carried.evaluation or 0.0) > averages.FIT:
+            yield (f"in evaluation mode rescaled weights change the loss by {self.carried.evaluation:.1e} of it: the model "
+                   "keeps something of its batches that is no buffer")
 
     def __str__(self):
         from minibn.pytorch.table import table  # which also knows optimizers, and these know reports
@@ -208,5 +211,4 @@ def _tied(model, groups):
     for names in homes.values():
         if len(names) > 1 and not grouped & set(names):
             yield (f"{' and '.join(names)} are one tensor (tied): what is invariant as an input embedding is not as an "
-                   f"output "
-                   f"layer. Untied, the embedding may be converted")
+                   "output layer. Untied, the embedding may be converted")

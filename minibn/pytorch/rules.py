@@ -83,9 +83,8 @@ class Decoupled:
 
     def check(self, group: Group) -> None:
         if group.get("differentiable"):
-            raise ValueError("a param group with differentiable=True cannot be converted: the hooks do not record the "
-                             "step for "
-                             "autograd")
+            raise ValueError("a param group with differentiable=True cannot be converted: the hooks do not record the step "
+                             "for autograd")
 
     def plan(self, group: Group, members: list[torch.Tensor], frame: Frame, t: int) -> Plan:
         scale = frame.scale
@@ -174,9 +173,8 @@ class Relative(Decoupled):
 
     def plan(self, group: Group, members: list[torch.Tensor], frame: Frame, t: int) -> Plan:
         if self.form == "added":
-            raise ValueError("an optimizer whose update is proportional to the weights has the same learning rate with "
-                             "and without "
-                             "weight decay: there is none to add")
+            raise ValueError("an optimizer whose update is proportional to the weights has the same learning rate with and "
+                             "without weight decay: there is none to add")
         return super().plan(group, members, frame, t)._replace(leaves=frame.scale)
 
     def start(self, moves: list[Move]) -> None:
@@ -204,7 +202,6 @@ class Relative(Decoupled):
 def _below_one(delta, group, t):
     if not delta < 1:
         raise ValueError(f"step {t} cannot be converted: weight decay would carry the weights through zero, multiplying "
-                         f"them by "
-                         f"1 - {delta:.4g} (lr={float(group['lr'])}, weight_decay={float(group['weight_decay'])}). Lower the "
-                         "learning rate or the weight decay")
+                         f"them by 1 - {delta:.4g} (lr={float(group['lr'])}, weight_decay={float(group['weight_decay'])}). "
+                         "Lower the learning rate or the weight decay")
     return delta

@@ -15,7 +15,7 @@ from minibn.pytorch.exact import Loss, inner, size
 
 RANGE = 8  # weights are multiplied by up to 2**8 and 2**-8: `band`
 EXACT = 1e-8  # a gap
-NOISE = 1e-9  # of the largest products: what rounding leaves of a bias that cancels, at 2**8 times its size
+NOISE = 1e-9  # of the largest product: what rounding leaves of a bias that cancels, at 2**8 times its size
 APPROXIMATE = 0.1  # a gap above this one is no approximation any more
 Groups = Sequence[Sequence[str]]
 
@@ -38,14 +38,26 @@ class Gaps(NamedTuple):
 
 def holding(loss: Loss, groups: Groups) -> list[bool]:
     """For each group, whether multiplying it by c leaves the loss as it is for c from 2**-8 to 2**8."""
-    good = np.ones(len(groups), bool)
+    largest = _largest(loss)
+    good = _holding(loss, groups, np.ones(len(groups), bool), largest)
+    alone = np.zeros(len(groups), bool)
+    for i in np.flatnonzero(~good):  # moving another group may have spoilt its test
+        alone |= _holding(loss, groups, np.arange(len(groups)) == i, largest)
+    return (_holding(loss, groups, good | alone, largest) if alone.any() else good).tolist()
+
+
+def _holding(loss, groups, chosen, largest):
+    """Which of the chosen groups hold, while these are moved together."""
+    good = chosen
     rng = np.random.default_rng(0)
     for exponents in _exponents(rng, len(groups)):
-        good &= _flat(loss, groups, exponents)
+        good = good & _flat(loss, groups, exponents * chosen, largest)
+        if not good.any():
+            return good
     while good.any() and not _constant(loss, groups, good, rng):  # a jump between the places that were looked at
         alone = np.array([not g or _constant(loss, groups, np.arange(len(groups)) == i, rng) for i, g in enumerate(good)])
-        good &= alone if not alone[good].all() else False
-    return good.tolist()
+        good = good & alone if not alone[good].all() else np.zeros(len(groups), bool)
+    return good
 
 
 def own_gaps(loss: Loss, groups: Groups) -> Gaps:
@@ -55,7 +67,8 @@ def own_gaps(loss: Loss, groups: Groups) -> Gaps:
     loss.reset()
     value, gradients = loss.gradients(members)
     inners, sizes = _products(loss, groups, gradients)
-    gaps = [abs(t) / max(s, EXACT * max(sizes)) if s else 0.0 for t, s in zip(inners, sizes, strict=True)]
+    least = EXACT * _largest(loss)
+    gaps = [abs(t) / max(s, least) if s else 0.0 for t, s in zip(inners, sizes, strict=True)]
     loss.scale(dict.fromkeys(members, 2.0))
     doubled, after = loss.gradients(members)
     loss.scale(dict.fromkeys(members, 0.5))
@@ -87,13 +100,19 @@ def _moved(loss, groups, exponents):
     loss.scale({name: 2.0 ** float(e) for group, e in zip(groups, exponents, strict=True) for name in group})
 
 
-def _flat(loss, groups, exponents):
+def _largest(loss):
+    """The largest |∂L/∂w| |w| of a parameter, be it in a group or not: what rounding errors are compared with."""
+    _, gradients = loss.gradients(loss.parameters)
+    return max(size(g, loss.parameters[name]) for name, g in gradients.items())
+
+
+def _flat(loss, groups, exponents, largest):
     """For each group, whether its derivative is 0 where the groups are multiplied by 2**exponents."""
     _moved(loss, groups, exponents)
     _, gradients = loss.gradients([name for group in groups for name in group])
     inners, sizes = _products(loss, groups, gradients)
     _moved(loss, groups, -exponents)
-    return np.array([abs(t) <= EXACT * s + NOISE * max(sizes) for t, s in zip(inners, sizes, strict=True)], bool)
+    return np.array([abs(t) <= EXACT * s + NOISE * largest for t, s in zip(inners, sizes, strict=True)], bool)
 
 
 def _constant(loss, groups, chosen, rng):

@@ -61,11 +61,9 @@ def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: flo
                         f"that failed ({type(failure).__name__}: {failure}). Give decay=\"lr*wd\" or \"wd\" if you know by how "
                         "much it multiplies the weights in each step") from failure
     own = ", a subclass of torch.optim.SGD with a step of its own," if isinstance(optimizer, torch.optim.SGD) else ""
-    raise TypeError(f"the weight decay of {name}{own} cannot be removed: on a copy with a small model the converted "
-                    f"weights differ by "
-                    f"{min(gaps):.0e}. It is not decoupled (added to the gradient, inside a trust ratio, masked), or "
-                    f"the update looks at "
-                    "the weights. Give decay= if you know better")
+    raise TypeError(f"the weight decay of {name}{own} cannot be removed: on a copy with a small model the converted weights "
+                    f"differ by {min(gaps):.0e}. It is not decoupled (added to the gradient, inside a trust ratio, masked), "
+                    "or the update looks at the weights. Give decay= if you know better")
 
 
 def _gap(optimizer, candidate, size):

@@ -38,13 +38,12 @@ def sets_of(optimizers: Sequence[Optimizer], found: Any, with_averages: bool = F
     unknown = [tuple(p.shape) for _, members in named for p in members if p not in home]
     if unknown:
         raise ValueError(f"{len(unknown)} of the parameters are not in the optimizer, of shapes {unknown[:4]}; give "
-                         f"parameters of the "
-                         "model that this optimizer trains (all optimizers in a list, if there are several)")
+                         "parameters of the model that this optimizer trains (all optimizers in a list, if there are "
+                         "several)")
     sets = [Set(name, _parts(members, home), free & set(members)) for name, members in named if members]
     if not sets:
-        raise ValueError("there is nothing to convert: no parameters were given that require gradients. A report has "
-                         "none where the model "
-                         "has no normalisation, or where it could not see: print it")
+        raise ValueError("there is nothing to convert: no parameters were given that require gradients. A report has none "
+                         "where the model has no normalisation, or where it could not see: print it")
     return sets
 
 

@@ -12,8 +12,7 @@ from minibn.pytorch.scales import EXACT
 from minibn.pytorch.sets import decays, is_mixed, sets_of
 
 NOT_SEEN = ("report cannot see a normalisation that computes in float32 in compiled code, or whose eps is a tensor, and "
-            "nothing is invariant "
-            "where input and output embeddings are tied")
+            "nothing is invariant where input and output embeddings are tied")
 
 
 def table(found: Report) -> str:
@@ -84,15 +83,13 @@ def _summary(found, sizes, total):
         if max(found.gaps) <= EXACT:
             yield "weight decay can be removed from them exactly"
         else:
-            yield (f"weight decay can be removed from them approximately: the gaps come from the normalisations' eps, "
-                   f"here up to "
-                   f"{found.eps:g}; with eps = {TINY_EPS:g} it is exact. With all sets doubled, the loss changes by "
-                   f"{found.change[0]:.0e} "
-                   f"and its gradient by {found.change[1]:.0e} of itself")
+            yield ("weight decay can be removed from them approximately: the gaps come from the normalisations' eps, here "
+                   f"up to {found.eps:g}; with eps = {TINY_EPS:g} it is exact. With all sets doubled, the loss changes by "
+                   f"{found.change[0]:.0e} and its gradient by {found.change[1]:.0e} of itself")
     if found.unknown:
-        yield (f"{len(found.unknown)} parameters have no effect on this batch, so nothing is known of them, and sets "
-               f"that they may belong to "
-               "are not converted: give a batch that uses them, or requires_grad_(False) if they never take part")
+        yield (f"{len(found.unknown)} parameters have no effect on this batch, so nothing is known of them, and sets that "
+               "they may belong to are not converted: give a batch that uses them, or requires_grad_(False) if they never "
+               "take part")
     carried = [name for name, parts in found.carried.degrees.items() if parts]
     if carried:
         yield f"{len(carried)} running averages are carried along"

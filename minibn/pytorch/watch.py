@@ -48,11 +48,9 @@ class Gradients:
                     p.grad.div_(ratio)
                 self._now.add(p)
             elif bool(p.grad.any()):
-                raise RuntimeError(f"the gradient of a converted parameter of shape {tuple(p.shape)} did not come from "
-                                   f"a backward pass "
-                                   "through it, as it did before, so its scale is unknown. Set p.grad from "
-                                   "torch.autograd.grad of the "
-                                   "parameter itself")
+                raise RuntimeError(f"the gradient of a converted parameter of shape {tuple(p.shape)} did not come from a "
+                                   "backward pass through it, as it did before, so its scale is unknown. Set p.grad from "
+                                   "torch.autograd.grad of the parameter itself")
 
     def _is_stale(self, p):
         """Whether this is the gradient of the last step, untouched."""
@@ -89,11 +87,9 @@ class Weights:
                 version, ends = self._seen[p]
                 if (p._version != version or p.device.type == "cpu") and not same(_ends(p), ends):
                     raise RuntimeError(
-                        f"a converted weight of shape {tuple(p.shape)} was changed between steps (load_state_dict of "
-                        f"the model alone, a "
-                        "new initialisation). Held weights are 1/P times the script's, so set them inside `with "
-                        "handle.original():`, or "
-                        "load the state of the optimizer of the same checkpoint, too")
+                        f"a converted weight of shape {tuple(p.shape)} was changed between steps (load_state_dict of the "
+                        "model alone, a new initialisation). Held weights are 1/P times the script's, so set them inside "
+                        "`with handle.original():`, or load the state of the optimizer of the same checkpoint, too")
 
 
 class Asleep:
@@ -122,11 +118,10 @@ class Asleep:
             product = sum(float(torch.sum(g * p.conj()).real) for g, p in pairs)
             size = sum(float(torch.linalg.vector_norm(g) * torch.linalg.vector_norm(p)) for g, p in pairs)
             if abs(product) > 1e-2 * size:
-                raise RuntimeError(f"parameters that had no effect on the batch of report(...) take part now, and with "
-                                   f"them {s.name} are "
-                                   f"not scale-invariant any more: <gradient, weights> is {product / size:.1e} of what "
-                                   f"it could be. "
-                                   "Call handle.remove(), and report with a batch that uses all parameters")
+                raise RuntimeError("parameters that had no effect on the batch of report(...) take part now, and with them "
+                                   f"{s.name} are not scale-invariant any more: <gradient, weights> is {product / size:.1e} "
+                                   "of what it could be. Call handle.remove(), and report with a batch that uses all "
+                                   "parameters")
         for hook in self.hooks:
             hook.remove()
         self._woken = False
@@ -171,8 +166,8 @@ def _notice_copies(optimizer, args, kwargs):
         record = group.get("minibn")
         if record and any(handle_of(group["params"][i]) is None for places in record["params"] for i in places):
             raise RuntimeError("this optimizer is a copy of a converted one, without its hooks (deepcopy, pickle or "
-                               "load_state_dict made "
-                               "it): call remove_weight_decay(optimizer, report(model, ...)) for the copy as well")
+                               "load_state_dict made it): call remove_weight_decay(optimizer, report(model, ...)) for the "
+                               "copy as well")
 
 
 def handle_of(p: torch.Tensor) -> Any:

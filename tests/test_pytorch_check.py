@@ -1,0 +1,94 @@
+"""`handle.check` tries a conversion beside the original and a control; biases that a norm cancels follow any decay."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
+
+import networks as n  # noqa: E402
+from scripts import KINDS, Script, X, Y, batch, kinds, remove  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from minibn.pytorch import remove_weight_decay, report  # noqa: E402
+
+
+@kinds
+def test_check_compares_with_a_control(kind, capsys):
+    script = Script(remove, kind=kind).train(20)
+    before = script.state()
+
+    def loss_fn(model):
+        x, y = batch(int(torch.randint(1000, ())))
+        return F.cross_entropy(model(x), y)
+
+    result = script.handle.check(loss_fn, steps=30)
+    assert max(result[:3]) < 1e-11
+    assert result.control > 0
+    assert all(map(torch.equal, before, script.state()))
+    assert "over 30 steps: converted and original" in str(result)
+
+
+def test_check_shows_a_conversion_that_is_wrong():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
+    found = report(model, lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
+    found.groups, found.carried = [("1.weight",)], found.carried._replace(sets=[("1.weight",)])
+    handle = remove_weight_decay(optimizer, found)
+    result = handle.check(lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
+    assert result.gap > 1e3 * result.control
+
+
+# ---- biases that a norm cancels ----
+
+
+@pytest.fixture(scope="module")
+def biased():
+    """A network with a bias before each BatchNorm; the report's sets with running averages have these biases, too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(n.conv(1, 4, bias=True), n.bn(4), nn.ReLU(), *n.head(4, 10)).double()
+    found = report(model, lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
+    assert ("0.weight", "0.bias") in found.sets(with_averages=True)
+    return model, found
+
+
+def split(model, kind, factor=0.0):
+    """The usual param groups: vectors with another decay than matrices, usually none."""
+    make, lr, decay, extra = KINDS[kind]
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    return make([{"params": matrices}, {"params": vectors, "weight_decay": factor * decay}], lr=lr, weight_decay=decay, **extra)
+
+
+@kinds
+@pytest.mark.parametrize("factor", [0.0, 3.0])
+def test_biases_that_a_norm_cancels_follow_any_decay(kind, factor, biased):
+    """A bias has no effect in training, and its part in BatchNorm's running mean is carried along with the weights' scale."""
+    def train(convert, factor=factor):
+        model = copy.deepcopy(biased[0])
+        with torch.no_grad():
+            model[0].bias.fill_(0.5)
+        optimizer = split(model, kind, factor)
+        handle = remove_weight_decay(optimizer, biased[1].of(model)) if convert else None
+        losses = []
+        for t in range(40):
+            x, y = batch(t)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model.train()(x), y)
+            loss.backward()
+            optimizer.step()
+            losses += [loss.item(), F.cross_entropy(model.eval()(X[500:600]), Y[500:600]).item()]
+        return losses, convert and handle.ratio(model[0].weight)
+
+    usual, (converted, ratio), (_, of_decay_alike) = train(False), train(True), train(True, factor=1.0)
+    assert converted == pytest.approx(usual[0], rel=1e-9)
+    assert ratio == pytest.approx(of_decay_alike, rel=1e-9)  # the weights alone say how they shrink
+    assert ratio < 0.95
+
+
+def test_check_knows_these_biases(biased):
+    model = copy.deepcopy(biased[0])
+    handle = remove_weight_decay(split(model, "sgd"), biased[1].of(model))
+    result = handle.check(lambda m: F.cross_entropy(m(X[:16]), Y[:16]), steps=10)
+    assert max(result[:3]) < 1e-12
