@@ -129,6 +129,8 @@ class Experiment:
                              f"got {list(self.milestones)}")
         if self.warmup > self.epochs:
             raise ValueError(f"warmup must be at most epochs={self.epochs}, or lr is never reached; got {self.warmup:g}")
+        if self.model in ("resnet", "preresnet") and (self.depth - 2) % 6:
+            raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, 32, …), got {self.depth}")
         if self.norm == "group" and self.model in ("resnet", "preresnet") and self.width % GROUPS:
             raise ValueError(f"width must be divisible by {GROUPS} with norm='group', got {self.width}")
 

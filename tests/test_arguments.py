@@ -74,6 +74,14 @@ def test_fit_says_what_it_needs(options, message, monkeypatch):
         Run().fit(**options)
 
 
+def test_fit_needs_a_model_and_a_dict_of_optimisers():
+    for model, optimizers in ((3, None), (None, {}), (None, 3), (None, optim.SGD([nn.Parameter(np.ones(1))], []))):
+        run = Run()
+        run.net, run.optimizers = model or run.net, run.optimizers if optimizers is None else optimizers
+        with pytest.raises(TypeError, match=r"fit needs an nn.Module and a dict of optimisers, such as \{'all': SGD.*got"):
+            run.fit()
+
+
 @pytest.mark.parametrize("rng", [None, 0, np.random, np.random.RandomState(0), np.random.PCG64(0)], ids=lambda x: type(x))
 def test_a_seed_is_not_a_generator(rng):
     run = Run()

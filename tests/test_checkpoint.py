@@ -279,3 +279,9 @@ def test_a_whole_checkpoint_of_something_else_is_refused_by_its_name(tmp_path, c
     checkpoint.save(path, arrays, facts)
     with pytest.raises(ValueError, match=r"c.npz (is a checkpoint, but not one of this|does not fit: ).*give another file"):
         Run().fit(epochs=2, path=path)
+
+
+def test_settings_that_were_not_there_are_named_in_short(tmp_path):
+    Run().fit(epochs=1, path=tmp_path / "c.npz")
+    with pytest.raises(ValueError, match=r"settings was None, now \{'name0': 0, 'name1': 1, .*\.\.\.\}\. Go on with"):
+        Run().fit(epochs=1, path=tmp_path / "c.npz", settings={f"name{i}": i for i in range(30)})

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 
+from minibn import experiment
 from minibn.__main__ import main
 
 
@@ -103,6 +104,18 @@ def test_a_closed_output_is_no_error(flags, monkeypatch):
     for stream in (sys.stdout, sys.stderr):
         assert stream.name == os.devnull
         stream.close()
+
+
+@pytest.mark.parametrize(("flags", "name"), [(["train", "--model", "mlp"], "result.json"), (["train"], "history.png"),
+                                             ([], "headline.png"), ([], "usual.csv")])
+def test_a_result_that_cannot_be_written_is_noticed_before_training(flags, name, tmp_path, monkeypatch, capsys):
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(experiment, "run", None)
+    with pytest.raises(SystemExit) as exit_:
+        main([*flags, "--output", str(tmp_path)])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == f"minibn: {tmp_path / name}: this is a folder; give the name of a file\n"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")

@@ -79,3 +79,16 @@ def test_seeds_dtypes_and_words_in_place_of_yes_or_no_are_refused(make):
     for flag in {"bias", "affine"} & set(make.__init__.__code__.co_varnames if isinstance(make, type) else ()):
         with pytest.raises(ValueError, match=f"{flag} must be True or False, got 'no'"):
             make(**{**given, flag: "no"})
+
+
+def test_modules_are_made_of_modules():
+    for bad in (3, nn.ReLU, None, np.ones(2)):
+        with pytest.raises(TypeError, match="Residual takes modules, got .* as 'branch'"):
+            nn.Residual(bad)
+        with pytest.raises(TypeError, match="Unembedding: embedding must be the Embedding whose table it shares, got"):
+            nn.Unembedding(bad)
+    with pytest.raises(TypeError, match="Residual takes modules, got 3 as 'shortcut'"):
+        nn.Residual(nn.ReLU(), 3)
+    for bad in (3, None, [1.0], np.ma.masked_array([1.0])):
+        with pytest.raises(TypeError, match="data (must be an array|is a masked array)"):
+            nn.Parameter(bad)

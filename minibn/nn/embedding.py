@@ -87,11 +87,13 @@ class Unembedding(Module):
 
     Raises:
         ValueError: the input is not (N, …, C).
-        TypeError: the input's dtype is not the table's.
+        TypeError: the input's dtype is not the table's, or `embedding` is none.
         RuntimeError: backward before forward.
     """
 
     def __init__(self, embedding: Embedding) -> None:
+        if not isinstance(embedding, Embedding):
+            raise TypeError(f"Unembedding: embedding must be the Embedding whose table it shares, got {embedding!r}")
         self.weight = embedding.weight
 
     def forward(self, x: Array) -> Array:

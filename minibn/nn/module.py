@@ -19,6 +19,7 @@ class Parameter:
     """A trainable array `data` and the gradient `grad` of the loss with respect to it (same shape, starts at 0)."""
 
     def __init__(self, data: Array) -> None:
+        arguments.array("data", data)
         self.data = data
         self.zero_grad()
 

@@ -168,7 +168,8 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
         for key in {**old, **new}:
             yield from differences(old.get(key, "absent"), new.get(key, "absent"), f"{name}.{key}" if name else key)
     elif old != new and repr(old) != repr(new):  # NaN is not equal to itself
-        yield f"{name} was {old!r}, now {new!r}" if name else f"it was {old!r}, now {new!r}"
+        one, other = (arguments.short(value) if isinstance(value, (dict, list)) else repr(value) for value in (old, new))
+        yield f"{name or 'it'} was {one}, now {other}"
 
 
 def _other_steps(group, rates, last, drawn):
