@@ -9,8 +9,9 @@ from reprlib import repr as short
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.random import Generator
+
+from minibn.backend import array_namespace
 
 
 def number(name: str, value: Any) -> float:
