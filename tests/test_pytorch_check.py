@@ -34,7 +34,7 @@ def test_check_shows_a_conversion_that_is_wrong():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
     found = report(model, lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
-    found.groups, found.carried = [("1.weight",)], found.carried._replace(sets=[("1.weight",)])
+    found.groups, found.gaps, found.carried = [("1.weight",)], [1.0], found.carried._replace(sets=[("1.weight",)])
     handle = remove_weight_decay(optimizer, found)
     result = handle.check(lambda m: F.cross_entropy(m(X[:16]), Y[:16]))
     assert result.gap > 1e3 * result.control
@@ -92,3 +92,13 @@ def test_check_knows_these_biases(biased):
     handle = remove_weight_decay(split(model, "sgd"), biased[1].of(model))
     result = handle.check(lambda m: F.cross_entropy(m(X[:16]), Y[:16]), steps=10)
     assert max(result[:3]) < 1e-12
+
+
+def test_their_gradients_are_rounding_alone_and_say_nothing(biased):
+    """They stand in sets of their own without running averages. The first gradients of all sets are looked at, but not theirs."""
+    model = copy.deepcopy(biased[0]).float()
+    optimizer = split(model, "sgd")
+    handle = remove_weight_decay(optimizer, biased[1].of(model), averages=False)
+    assert [s.name for s in handle.sets][:2] == [("0.weight",), ("0.bias",)]
+    F.cross_entropy(model(X[:32].float()), Y[:32]).backward()
+    optimizer.step()

@@ -4,10 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
-from scripts import Script, remove  # noqa: E402
+from scripts import Script, assert_same, loss_of, remove  # noqa: E402
 from torch import nn  # noqa: E402
 
-from minibn.pytorch import add_weight_decay, remove_weight_decay, report  # noqa: E402
+from minibn.pytorch import add_weight_decay, remove_weight_decay, report, watch  # noqa: E402
+from minibn.pytorch.parts import Set  # noqa: E402
 
 # ---- refusals ----
 
@@ -102,3 +103,98 @@ def test_groups_that_are_none(groups, given):
     optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), 0.1)
     with pytest.raises(TypeError, match=f"groups must be report.*got {given}"):
         remove_weight_decay(optimizer, groups)
+
+
+# ---- gradients that say otherwise ----
+
+
+def penalty(model):
+    return 0.05 * sum(p.square().sum() for p in model.parameters())
+
+
+def with_a_penalty(script, forward):
+    return script.step(lambda: forward() + penalty(script.model))
+
+
+def with_frozen_statistics(script, forward):
+    script.model.eval()
+    return script.step(forward)
+
+
+@pytest.mark.parametrize("step", [with_a_penalty, with_frozen_statistics])
+def test_another_loss_than_that_of_the_report_is_noticed_by_its_first_gradient(step):
+    """The theorem's premise, <∂L/∂w, w> = 0, is looked at once more where it counts."""
+    script = Script(remove)
+    with pytest.raises(RuntimeError, match=r"first gradient of \('0.weight',\) is not orthogonal .* same penalties"):
+        script.train(1, step=step)
+    with pytest.raises(RuntimeError, match="is not orthogonal"):  # and again
+        script.train(1, step=step)
+    script.handle.remove()
+    script.train(1, step=step)
+
+
+def test_a_small_part_along_the_weights_is_a_warning():
+    def step(script, forward):
+        return script.step(lambda: forward() + 2e-3 * penalty(script.model))
+
+    script = Script(remove)
+    with pytest.warns(UserWarning, match="less orthogonal to these weights than in the report"):
+        script.train(1, step=step)
+
+
+def test_a_report_of_the_loss_with_its_penalty_has_nothing_to_convert():
+    script = Script()
+    found = report(script.model, lambda model: loss_of(model) + penalty(model))
+    assert found.groups == []
+
+
+def test_parameters_given_by_hand_that_are_not_scale_invariant_are_noticed():
+    script = Script(lambda model, optimizer: remove_weight_decay(optimizer, list(model.parameters()), averages=False))
+    with pytest.raises(RuntimeError, match=r"first gradient of \(6,\) \(given at place 4\) is not orthogonal .* Give report\("):
+        script.train(1)
+
+
+def test_what_a_script_does_to_its_gradients_is_its_own_affair():
+    """The gradients of backward are looked at, not those that the script made of them; and finite ones only."""
+    def step(script, forward):
+        script.optimizer.zero_grad()
+        (forward() * (torch.inf if len(script.losses) == 0 else 1)).backward()
+        if len(script.losses):
+            torch.nn.utils.clip_grad_value_(script.model.parameters(), 1e-3)
+            script.optimizer.step()
+        return forward()
+
+    usual, converted = Script().train(20, step=step), Script(remove).train(20, step=step)
+    assert_same(usual, converted)
+    assert not converted.handle._along._usual
+
+
+def along(part, size=1.0):
+    """(weights, a gradient of which `part` is along them)."""
+    return torch.tensor([1.0, 0.0]), size * torch.tensor([part, (1 - part**2) ** 0.5])
+
+
+def test_first_gradients_that_are_not_finite_or_rounding_alone_wait_for_the_next_ones():
+    large, small = Set(("large",), [], set()), Set(("small",), [], set())
+    seen = watch.Along({large: 0.0, small: 0.0})
+    seen.saw(large, *along(1.0, torch.inf))
+    seen.check([large, small])
+    seen.saw(large, *along(1.0))
+    with pytest.raises(RuntimeError, match="large"):
+        seen.check([large, small])
+    seen.saw(large, *along(0.0))
+    seen.saw(small, *along(1.0, 1e-7))
+    seen.check([large, small])
+    seen.saw(small, *along(1.0))
+    with pytest.raises(RuntimeError, match="small"):
+        seen.check([large, small])
+
+
+def test_first_gradients_may_have_ten_times_the_part_along_the_weights_that_the_report_saw():
+    one, other = Set(("one",), [], set()), Set(("other",), [], set())
+    seen = watch.Along({one: 0.009, other: 0.007})
+    seen.saw(one, *along(0.08))
+    seen.saw(other, *along(0.08))
+    with pytest.warns(UserWarning, match="other.* is 0.08 of .*, in the report 0.007") as noted:
+        seen.check([one, other])
+    assert len(noted) == 1

@@ -39,7 +39,7 @@ class Conversion:
     """
 
     def __init__(self, rules: dict[torch.optim.Optimizer, Rule], sets: Sequence[Set], form: str, band: float | None, moving: bool,
-                 averages: Averages | None, found: Any = None) -> None:
+                 averages: Averages | None, found: Any = None, along: watch.Along | None = None) -> None:
         self.optimizers, self.sets, self.band = list(rules), list(sets), band
         self.optimizer = self.optimizers[0]
         self.rules, self.form, self.moving, self.averages, self.found = rules, form, moving, averages, found
@@ -48,9 +48,9 @@ class Conversion:
         self.inside = False
         self._stepping: tuple[torch.optim.Optimizer, list[Move]] | None = None
         self._read()
-        self._gradients = watch.Gradients()
-        self.weights = watch.Weights()
+        self._gradients, self.weights = watch.Gradients(), watch.Weights()
         self._asleep = watch.Asleep(found)
+        self._along = along or watch.Along({})
         self._hooks = [p.register_hook(partial(self._divided, s, p)) for p, s in self.home.items()]
         for optimizer in self.optimizers:
             self._hooks += [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after),
@@ -111,10 +111,11 @@ class Conversion:
         if self.inside:
             return gradient
         if s.half_stepped:
-            raise RuntimeError(f"the weights {s.name} are scale-invariant only together, but only some of their optimizers "
+            raise RuntimeError(f"the weights {s.title} are scale-invariant only together, but only some of their optimizers "
                                "have taken a step. Call .step() of all of them after each backward pass (did GradScaler "
                                "skip one?)")
         self._gradients.fired(p)
+        self._along.saw(s, p, gradient)
         return gradient if s.ratio == 1 else gradient / s.ratio
 
     @torch._disable_dynamo
@@ -145,6 +146,7 @@ class Conversion:
         self.weights.check([p for s in mine for p in s.members])
         self.unscale_(optimizer)
         self._asleep.check(self.sets)
+        self._along.check(mine)
         plans = {s: plan for s in mine if (plan := self._plan(s, optimizer))}
         for s, plan in plans.items():
             if not s.half_stepped:
@@ -163,7 +165,7 @@ class Conversion:
         plans = {part: self.rules[part.optimizer].plan(part.group, part.members, part.frame, part.steps)
                  for part in live if not s.half_stepped or part.optimizer is optimizer}
         if s.half_stepped and (optimizer not in s.waiting or any(plan != s.plans.get(part) for part, plan in plans.items())):
-            raise RuntimeError(f"the optimizers of {s.name}, which are scale-invariant only together, do not take turns, or "
+            raise RuntimeError(f"the optimizers of {s.title}, which are scale-invariant only together, do not take turns, or "
                                "lr or weight decay changed between their steps. Call .step() of each once after a backward "
                                "pass")
         self._check_common(s, plans)
@@ -196,7 +198,7 @@ class Conversion:
         scales = [plan.frame.scale for part, plan in plans.items() if not set(part.members) <= s.free]
         if not self.moving and scales and not math.isclose(min(scales), max(scales), rel_tol=1e-9):
             numbers = [{n: float(part.group[n]) for n in ("lr", "momentum", "weight_decay") if n in part.group} for part in plans]
-            raise ValueError(f"the weights {s.name} are scale-invariant only together, but at this step they are decayed in "
+            raise ValueError(f"the weights {s.title} are scale-invariant only together, but at this step they are decayed in "
                              f"different ways: {numbers}. Give them the same lr and weight decay, or convert with "
                              "mixed=\"move\" or mixed=\"skip\"")
 

@@ -8,6 +8,7 @@ import torch
 
 from minibn.equivalence import streams
 from minibn.optim import Step
+from minibn.pytorch import watch
 from minibn.pytorch.averages import FIT, Averages
 from minibn.pytorch.conversion import Conversion
 from minibn.pytorch.parts import Set
@@ -53,7 +54,7 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
             together are in different ones.
         found: `report(model, loss_fn)`. Or an iterable of Parameters, of lists of Parameters that
             are scale-invariant together, or of param groups (`optimizer.param_groups[:1]`). Then
-            nothing is checked, and running averages are not converted.
+            nothing is checked before the first step, and running averages are not converted.
         mixed: what to do with weights that are scale-invariant only together and are decayed
             differently. "error": refuse. "skip": do not convert them. "move": convert them. The
             scale of the set then follows the member with the strongest decay. The other members
@@ -79,7 +80,8 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
             running averages cannot be carried along. Also at a step, where its numbers have no
             conversion; nothing is changed then.
         RuntimeError: at a step: some members of a set have no gradient, or weights or gradients
-            were replaced by hand.
+            were replaced by hand. At the first step also if its gradient is not orthogonal to the
+            weights, as that of scale-invariant weights is.
     """
     if mixed not in MIXED:
         raise ValueError(f"mixed must be one of {MIXED}, got {mixed!r}")
@@ -150,7 +152,8 @@ def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band)
         warnings.warn("parameters were given without a report: if the model has BatchNorm, its running averages are not "
                       "carried along, and evaluation needs torch.optim.swa_utils.update_bn first. Give report(model, "
                       "loss_fn), or averages=False if that is meant", stacklevel=3)
-    return Conversion(rules, kept, form, band, mixed == "move", carrying, found if measured else None)
+    along = watch.Along({s: found.gap(s.name) if measured else math.inf for s in kept})
+    return Conversion(rules, kept, form, band, mixed == "move", carrying, found if measured else None, along)
 
 
 def _averages(found: Report, sets: list[Set], kept: list[Set]) -> Averages:

@@ -37,6 +37,12 @@ class Set:
     waiting: set[torch.optim.Optimizer] = field(default_factory=set)  # which have not taken it yet
 
     @property
+    def title(self) -> str:
+        """What messages call it: the names of its members, or where they were given, with their shapes."""
+        shapes = ", ".join(str(tuple(p.shape)) for p in self.members[:4])
+        return str(self.name) if isinstance(self.name, tuple) else f"{shapes} (given at place {self.name})"
+
+    @property
     def half_stepped(self) -> bool:
         return any(part.optimizer not in self.waiting for part in self.plans)
 
@@ -48,7 +54,7 @@ class Set:
 def uneven(s: Set, bad: list[torch.Tensor], what: str) -> RuntimeError:
     """The error for members of a set that do not step with the others."""
     return RuntimeError(
-        f"{len(bad)} of the {len(s.members)} weights {s.name}, which are scale-invariant only together, of shapes "
+        f"{len(bad)} of the {len(s.members)} weights {s.title}, which are scale-invariant only together, of shapes "
         f"{[tuple(p.shape) for p in bad[:4]]}, have {what} gradient at this step, so their weight decay differs from the "
         "others'. Do not convert this set, or convert with mixed=\"move\"")
 

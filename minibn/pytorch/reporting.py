@@ -132,6 +132,11 @@ class Report:
         chosen = self.carried.sets if with_averages else self.groups
         return [group for group in chosen if set(group) <= kept]
 
+    def gap(self, names: Iterable[str]) -> float:
+        """The largest gap of the sets that have one of these parameters; 0 if none has."""
+        names = set(names)
+        return max((gap for group, gap in zip(self.groups, self.gaps, strict=True) if names & set(group)), default=0.0)
+
     def _excluded(self, group):
         """Note why a group of the equations is none, if it is none."""
         sparse = {f"{name}.weight" for name, m in self.model.named_modules()

@@ -1,10 +1,12 @@
 """Faults in a script with converted weights that would go unseen, and are noticed here.
 
 These are: gradients that did not pass through a parameter's hook; weights that something else has
-written; parameters that had no effect in `report` and have one now; copies of an optimizer without
-its hooks.
+written; a loss whose first gradients say that the weights are not scale-invariant; parameters that
+had no effect in `report` and have one now; copies of an optimizer without its hooks.
 """
 
+import math
+import warnings
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +14,10 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from minibn.pytorch.scales import APPROXIMATE
+
+NOTICED = 1e-3  # of the gradient: less may be the rounding of half precision
+LEAST = 1e-5  # of the largest gradient: what is smaller may be rounding alone
 Tensors = Iterable[torch.Tensor]
 
 
@@ -92,6 +98,56 @@ class Weights:
                         "`with handle.original():`, or load the state of the optimizer of the same checkpoint, too")
 
 
+class Along:
+    """Compares the first gradients with the lemma: those of scale-invariant weights have no part along the weights.
+
+    That part is `<∂L/∂w, w> / (|∂L/∂w| |w|)`. It is seen if the loss of the training is another one than
+    that of `report` (with a regularisation of the weights, or with frozen statistics), or if
+    parameters were given that are not scale-invariant.
+
+    Args:
+        usual: {set: the part that `report` found, infinite where there was none}; only these sets are
+            looked at.
+    """
+
+    def __init__(self, usual: dict[Any, float]) -> None:
+        self._usual = dict(usual)
+        self._sums: dict[Any, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    @torch.no_grad()
+    def saw(self, s: Any, p: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Called with each gradient of a backward pass."""
+        if s in self._usual and not gradient.is_sparse:
+            size = torch.linalg.vector_norm(gradient) * torch.linalg.vector_norm(p)
+            self._sums.setdefault(s, []).append((torch.sum(gradient * p.conj()).real.double(), size.double()))
+
+    def check(self, sets: Iterable) -> None:
+        """
+        Raises:
+            RuntimeError: the part is above 0.1, where a conversion would not even be approximate.
+        """
+        seen = {s: [float(sum(numbers)) for numbers in zip(*self._sums.pop(s), strict=True)] for s in sets if s in self._sums}
+        largest = max((size for _, size in seen.values()), default=0.0)
+        for s, (product, size) in seen.items():
+            if not size > LEAST * largest:  # rounding alone, infinite or NaN, which a GradScaler refuses: wait for the next one
+                continue
+            part, usual = abs(product) / size, self._usual[s]
+            if part > APPROXIMATE:
+                raise RuntimeError(f"the first gradient of {s.title} is not orthogonal to these weights, so they are not "
+                                   f"scale-invariant: <gradient, weights> is {part:.2g} of |gradient| |weights|. "
+                                   f"{_OTHER_LOSS if usual < math.inf else _NO_REPORT}")
+            if part > max(10 * usual, NOTICED):
+                warnings.warn(f"the first gradient of {s.title} is less orthogonal to these weights than in the report: "
+                              f"<gradient, weights> is {part:.1g} of |gradient| |weights|, in the report {usual:.1g}. "
+                              f"{_OTHER_LOSS}", stacklevel=2)
+            del self._usual[s]
+
+
+_NO_REPORT = "Give report(model, loss_fn) in place of parameters: it finds those that are"
+_OTHER_LOSS = ("Is the loss the one that report(model, loss_fn) saw, with the same penalties on the weights and the same "
+               "layers in training mode? Call handle.remove(), and report with the loss of the training")
+
+
 class Asleep:
     """Parameters that had no effect on the batch of `report`. When one takes part, the sets are tested by its gradient."""
 
@@ -119,7 +175,7 @@ class Asleep:
             size = sum(float(torch.linalg.vector_norm(g) * torch.linalg.vector_norm(p)) for g, p in pairs)
             if abs(product) > 1e-2 * size:
                 raise RuntimeError("parameters that had no effect on the batch of report(...) take part now, and with them "
-                                   f"{s.name} are not scale-invariant any more: <gradient, weights> is {product / size:.1e} "
+                                   f"{s.title} are not scale-invariant any more: <gradient, weights> is {product / size:.1e} "
                                    "of what it could be. Call handle.remove(), and report with a batch that uses all "
                                    "parameters")
         for hook in self.hooks:
