@@ -118,6 +118,12 @@ def test_a_result_that_cannot_be_written_is_noticed_before_training(flags, name,
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_size_inside_a_layer_is_not_called_by_the_flag_of_the_same_name(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--output", str(tmp_path), "--width", "9" * 30])
+    assert "minibn: Conv2d: kernel_height=3, kernel_width=3, in_channels=1, out_channels=999" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
 def test_a_full_disk_is_one_line(capsys):
     with pytest.raises(SystemExit) as exit_:

@@ -111,7 +111,6 @@ def test_convert_there_and_back_through_files(flags, capsys, tmp_path, monkeypat
     (["train", "--optimizer", "adamw", "--nesterov"], "--nesterov has no effect with --optimizer adamw"),
     (["train", "--rest-lr", "0.1"], "--rest-lr has no effect with --optimizer sgd; it is for --optimizer muon"),
     (["sweep", "--optimizer", "sgd", "adamw", "--momentum", "0.5"], "--momentum has no effect with --optimizer adamw"),
-    (["train", "--output", "/tmp", "--width", "9" * 30], "minibn: Conv2d: kernel_height=3, kernel_width=3, in_channels=1, out_"),
     (["symmetries"], "the following arguments are required: model"),
     (["symmetries", "vgg", "--depth", "8"], "--depth has no effect with vgg; it is for resnet, preresnet"),
     (["symmetries", "vgg", "--explain", "nothing"], "no parameters named ['nothing']"),
