@@ -18,8 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: the headline's two runs differ, or a run of a sweep failed. 2: bad flags or input.
     128 + number of the signal: stopped, by Ctrl-C (130) or SIGTERM (143), at the end of a step.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed when Python started, as `minibn … >&-` does
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open to the end
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # letters that its encoding lacks become "?"
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     named = bool(arguments) and arguments[0] in COMMANDS

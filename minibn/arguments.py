@@ -2,12 +2,16 @@
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import repeat
 from reprlib import repr as short
 from typing import Any
 
+import numpy as np
 from numpy.random import Generator
+
+from minibn.backend import array_namespace
 
 
 def number(name: str, value: Any) -> float:
@@ -61,6 +65,96 @@ def whole(name: str, value: Any, low: int) -> int:
     if number < low or isinstance(value, bool):
         raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
     return number
+
+
+def sizes(owner: str, low: int = 1, **values: Any) -> tuple[int, ...]:
+    """The sizes of a layer as ints of at least `low`, such as `sizes("Linear", in_features=2, out_features=3)`.
+
+    Raises:
+        ValueError: one is not, or an array of these sizes fits into no memory.
+    """
+    found = tuple(whole(f"{owner}: {name}", value, low) for name, value in values.items())
+    if math.prod(found) > sys.maxsize // 8:  # bytes of a float64
+        given = ", ".join(f"{name}={value}" for name, value in zip(values, found, strict=True))
+        raise ValueError(f"{owner}: {given} would need more than any memory; give smaller sizes")
+    return found
+
+
+def pair(name: str, value: Any, low: int) -> tuple[int, int]:
+    """`value` for both height and width, or the two numbers in it, as ints of at least `low`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    values = tuple(value) if _is_iterable(value) else (value, value)
+    if len(values) != 2:
+        raise ValueError(f"{name} must be a whole number, or two, (height, width); got {short(value)}")
+    return whole(name, values[0], low), whole(name, values[1], low)
+
+
+def dtype(value: Any) -> str:
+    """Raise ValueError unless `value` is the name of a dtype that layers have."""
+    if str(value) not in ("float32", "float64"):
+        raise ValueError(f'dtype must be "float32" or "float64", got {value!r}')
+    return str(value)
+
+
+def of_norm(owner: str, num_features: Any, eps: Any, affine: Any, dtype_: Any) -> tuple[int, float]:
+    """(num_features, eps) of a normalisation, in Python's numbers: a NumPy number brings its own precision.
+
+    Raises:
+        TypeError: eps is no number.
+        ValueError: an argument is out of range, or none that a normalisation takes.
+    """
+    eps = number(f"{owner}: eps", eps)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"{owner}: eps must be a finite number of at least 0, got {eps}")
+    yes_or_no(affine=affine)
+    dtype(dtype_)
+    return sizes(owner, num_features=num_features)[0], eps
+
+
+def array(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is an array whose numbers are what they seem.
+
+    That is no list or DataFrame, no numpy.matrix, and no masked array, whose mask the arithmetic
+    would drop.
+    """
+    if type(value) is np.ndarray:
+        return
+    if isinstance(value, np.matrix):
+        raise TypeError(f"{name} is a numpy.matrix, whose rows are not arrays; give np.asarray({name})")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, and its mask would be lost; give {name}.filled(value), or leave the masked "
+                        "examples out")
+    try:
+        array_namespace(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an array of NumPy, CuPy or PyTorch, got {type(value).__module__}."
+                        f"{type(value).__qualname__}; give np.asarray({name})") from error
+
+
+def frame(value: Any, kind: Any) -> Any:
+    """`value`, a change of variables of the class `kind`, a NamedTuple, in Python's numbers.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: a number of steps is not one, a factor (1 by default) is not above 0, or another
+            number is not finite.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"frame must be a {kind.__name__}, such as {kind.__name__}(), got {short(value)} of type "
+                        f"{type(value).__name__}")
+
+    def checked(field, item, default):
+        if isinstance(default, int):
+            return whole(f"frame: {field}", item, 0)
+        found = number(f"frame: {field}", item)
+        if not (0 if default else -math.inf) < found < math.inf:
+            raise ValueError(f"frame: {field} must be a finite number{' above 0' if default else ''}, got {item}")
+        return found
+
+    return kind(*map(checked, kind._fields, value, kind()))
 
 
 def yes_or_no(**flags: Any) -> None:

@@ -20,8 +20,9 @@ from minibn.optimizer_numbers import NUMBERS
 from minibn.training import History, evaluate, fit, interruption, predict, update_bn
 from minibn.training.convert import assign
 
+GROUPS = 4
 NORMS: dict[str, models.Norm]
-NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm, "group": partial(nn.GroupNorm, 4)}
+NORMS = {"batch": nn.BatchNorm, "layer": nn.LayerNorm, "instance": nn.InstanceNorm, "group": partial(nn.GroupNorm, GROUPS)}
 MODELS: dict[str, Callable[..., nn.Sequential]]
 MODELS = {"mlp": models.mlp, "vgg": models.vgg, "resnet": models.resnet, "preresnet": models.preresnet}
 DATA: dict[str, Callable[..., Split]]
@@ -126,6 +127,12 @@ class Experiment:
         if self.milestones is not None and not all(a < b < self.epochs for a, b in itertools.pairwise((0, *self.milestones))):
             raise ValueError(f"milestones must be increasing epochs above 0 and below epochs={self.epochs}, "
                              f"got {list(self.milestones)}")
+        if self.warmup > self.epochs:
+            raise ValueError(f"warmup must be at most epochs={self.epochs}, or lr is never reached; got {self.warmup:g}")
+        if self.model in ("resnet", "preresnet") and (self.depth - 2) % 6:
+            raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, 32, …), got {self.depth}")
+        if self.norm == "group" and self.model in ("resnet", "preresnet") and self.width % GROUPS:
+            raise ValueError(f"width must be divisible by {GROUPS} with norm='group', got {self.width}")
 
     @cached_property
     def split(self) -> Split:

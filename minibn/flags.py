@@ -23,6 +23,7 @@ class _Any:
 
 
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+OBJECT = re.compile(r"(\b[A-Z]\w*\([^()]*\))")
 GIVEN: Container = _Any()
 NOT_GIVEN: Container = (None,)
 
@@ -64,7 +65,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, name: str, text: str | None, epilog: str | None = None, words: Mapping[str, str] | None = None) -> None:
-        super().__init__(prog=name, description=text, epilog=epilog, formatter_class=_Help)
+        super().__init__(prog=name, description=text, epilog=epilog, formatter_class=_Help,
+                         allow_abbrev=False)  # of `sweep`, --seed 3 would be --seeds 3
         self.flags: list[_Once] = []
         self.words = dict(words or {})
         self.add_argument("--version", action="version", version=f"minibn {__version__}", help="show the version and stop")
@@ -111,13 +113,19 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def in_flags(self, message: str) -> str:
-        """An error message of the library with flags in place of arguments: "checksum=False" is "--no-checksum"."""
+        """An error message of the library with flags in place of arguments: "checksum=False" is "--no-checksum".
+
+        Objects in it, such as `Step(lr=0.1)`, stay as they are.
+        """
+        return "".join(part if i % 2 else self._in_flags(part) for i, part in enumerate(OBJECT.split(message)))
+
+    def _in_flags(self, message):
         names = {flag.dest: flag.option_strings for flag in self.flags}
         for word, (flag, *no) in {**names, **{word: [flag] for word, flag in self.words.items()}}.items():
             message = re.sub(rf"(?<![\w.-]){word}=True\b", flag, message)
             message = re.sub(rf"(?<![\w.-]){word}=False\b", no[0] if no else f"no {flag}", message)
             message = re.sub(rf"(?<![\w.-]){word}=(['\"]?)([^\s,;:)'\"]+)\1", rf"{flag} \2", message)
-            message = re.sub(rf"(?<![\w.-]){word}(?= must )", flag, message)
+            message = re.sub(rf"(^|[:;*] ){word}(?= must )", rf"\1{flag}", message)
             message = re.sub(rf"\b(needs|takes no|give|with) {word}(?= '|[.;,]|$)", rf"\1 {flag}", message)
         return re.sub(r"^\w+: (?=--)", "", message)  # the name of a function
 

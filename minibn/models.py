@@ -7,6 +7,8 @@ channels-last images; `norm`, the normalisation class, called as
 weights; `dtype`. Convolutions have no bias, since a normalisation follows each on its way to the
 logits; the last layer, `head`, has one. Only `head` and the norms' γ and β keep the networks from
 being scale-invariant in all their weights together.
+
+An argument that is out of range raises ValueError, one of the wrong kind TypeError or ValueError.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from numpy.random import Generator
 
-from minibn import nn
+from minibn import arguments, nn
 
 Norm: TypeAlias = Callable[..., nn.Module]  # a normalisation class, or a partial of one
 
@@ -26,8 +28,9 @@ def mlp(hidden: Sequence[int] = (128, 128), *, num_classes: int = 10, in_feature
     Input (N, …) with `in_features` numbers an example, output logits (N, num_classes).
     """
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
-    width = in_features
-    for i, wider in enumerate(hidden, 1):
+    width, num_classes = _checked("mlp", norm, in_features=in_features, num_classes=num_classes)
+    for i, wider in enumerate(arguments.iterable("mlp: hidden", hidden, "a list of widths"), 1):
+        wider = arguments.whole("mlp: a width in hidden", wider, 1)
         layers[f"linear{i}"] = nn.Linear(width, wider, bias=False, rng=rng, dtype=dtype)
         layers[f"norm{i}"] = norm(wider, eps=eps, affine=affine, dtype=dtype)
         layers[f"relu{i}"] = nn.ReLU()
@@ -44,11 +47,12 @@ def vgg(layers: Sequence[int | Literal["M"]] = (16, "M", 32, "M", 64, 64), *, nu
     Input (N, H, W, in_channels), output logits (N, num_classes).
     """
     modules: dict[str, nn.Module] = {}
-    channels = in_channels
-    for i, width in enumerate(layers, 1):
+    channels, num_classes = _checked("vgg", norm, in_channels=in_channels, num_classes=num_classes)
+    for i, width in enumerate(arguments.iterable("vgg: layers", layers, 'a list of numbers of channels and "M"'), 1):
         if width == "M":
             modules[f"pool{i}"] = nn.MaxPool2d(2)
         else:
+            width = arguments.whole('vgg: an entry of layers other than "M"', width, 1)
             modules[f"conv{i}"] = nn.Conv2d(channels, width, 3, padding=1, rng=rng, dtype=dtype)
             modules[f"norm{i}"] = norm(width, eps=eps, affine=affine, dtype=dtype)
             modules[f"relu{i}"] = nn.ReLU()
@@ -65,6 +69,8 @@ def resnet(depth: int = 32, *, num_classes: int = 10, in_channels: int = 3, widt
 
     Input (N, H, W, in_channels), output logits (N, num_classes).
     """
+    depth, num_classes, in_channels, width = _checked("resnet", norm, depth=depth, num_classes=num_classes,
+                                                      in_channels=in_channels, width=width)
     conv, normalise = _makers(norm, eps, affine, rng, dtype)
 
     def block(inside, outside, stride):
@@ -92,6 +98,8 @@ def preresnet(depth: int = 32, *, num_classes: int = 10, in_channels: int = 3, w
 
     Input (N, H, W, in_channels), output logits (N, num_classes).
     """
+    depth, num_classes, in_channels, width = _checked("preresnet", norm, depth=depth, num_classes=num_classes,
+                                                      in_channels=in_channels, width=width)
     conv, normalise = _makers(norm, eps, affine, rng, dtype)
 
     def block(inside, outside, stride):
@@ -137,8 +145,13 @@ def gpt(vocabulary: int, *, length: int = 64, width: int = 64, depth: int = 2, h
     norm_after, every weight is, except embedding and gates.
 
     Raises:
-        ValueError: a norm that mixes positions, or a name that is not one of the above.
+        ValueError: a norm that mixes positions, a name that is not one of the above, or a size that
+            is out of range.
+        TypeError: norm is no class.
     """
+    vocabulary, length, width, depth, heads = _checked("gpt", norm, vocabulary=vocabulary, length=length, width=width,
+                                                       depth=depth, heads=heads)
+    kv_heads = heads if kv_heads is None else arguments.whole("gpt: kv_heads", kv_heads, 1)
 
     def normalise(channels=width):
         made = norm(channels, eps=eps, affine=affine, dtype=dtype)
@@ -175,6 +188,13 @@ def gpt(vocabulary: int, *, length: int = 64, width: int = 64, depth: int = 2, h
         start["norm_embedding"] = normalise()
     return nn.Sequential(**start, **{f"block{i}": block() for i in range(1, depth + 1)}, norm=normalise(),
                          head=nn.Unembedding(embedding) if tied else linear(width, vocabulary))
+
+
+def _checked(owner, norm, **sizes):
+    """The sizes as ints of at least 1; TypeError unless `norm` makes normalisations."""
+    if isinstance(norm, nn.Module) or not callable(norm):
+        raise TypeError(f"{owner}: norm must be a normalisation class, such as nn.BatchNorm, got {norm!r}")
+    return tuple(arguments.whole(f"{owner}: {name}", size, 1) for name, size in sizes.items())
 
 
 def _makers(norm, eps, affine, rng, dtype):

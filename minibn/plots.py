@@ -21,8 +21,11 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
         degree: that of the optimiser's step objects, for the label of the effective learning rate.
 
     Raises:
+        TypeError: runs is no dict.
         ValueError: there are no runs, or a History has no such group.
     """
+    if not isinstance(runs, Mapping):
+        raise TypeError(f"compare: runs must be a dict, {{label: History}}, got {type(runs).__name__}")
     if not runs:
         raise ValueError("compare needs at least one run")
     for label, history in runs.items():
@@ -45,7 +48,8 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
                 y = smooth(history[column], 15) if column == "loss" else history[column]
                 style = {"linewidth": 6, "alpha": 0.35} if i == 0 < len(runs) - 1 else {"linewidth": 1.5}
                 axes.plot(history["step"], y, color=f"C{i}", label=str(i), **style)
-            axes.set(xlabel="step", title=label, yscale="log")
+            positive = any((history[column] > 0).any() for history in runs.values())
+            axes.set(xlabel="step", title=label, yscale="log" if positive else "linear")
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         legend = figure.axes[0].legend(frameon=False)

@@ -26,7 +26,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from minibn import experiment, files, jsonable
+from minibn import arguments, experiment, files, jsonable
 from minibn.progress import bar
 from minibn.training.interruption import Stopped
 
@@ -41,8 +41,12 @@ def grid(**axes: Iterable) -> list[dict[str, Any]]:
         [{'lr': 0.1, 'seed': 0}, {'lr': 0.2, 'seed': 0}]
 
     Raises:
+        TypeError: the values of a name are no list.
         ValueError: a name has no values.
     """
+    for name, values in axes.items():
+        if not isinstance(values, Iterable):
+            raise TypeError(f"grid: {name} must be a list of values, got {values!r}; give [{values!r}]")
     lists = {name: list(values) for name, values in axes.items()}
     if empty := [name for name, values in lists.items() if not values]:
         raise ValueError(f"grid: no values for {empty}")
@@ -72,14 +76,16 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
         list of the records of `configurations`, in the same order.
 
     Raises:
-        TypeError: a configuration is no dict, or JSON cannot hold it. The message names the key.
+        TypeError: a configuration is no dict, or JSON cannot hold it, and the message names the
+            key; or another argument is not what it should be.
         ValueError: the file does not hold a sweep. It is left as it is.
         OSError: it cannot be written, or is a folder, a pipe or a device.
         BrokenExecutor: a worker died, for example from lack of memory. The finished runs are in the
             file.
     """
     path = Path(path).expanduser()
-    configurations = list(configurations)
+    arguments.yes_or_no(retry=retry, progress=progress)
+    configurations = list(arguments.iterable("configurations", configurations, "a list of dicts"))
     wanted: dict[str, Any] = {}
     for i, configuration in enumerate(configurations):
         if not isinstance(configuration, Mapping):
@@ -88,6 +94,9 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
     old, length = _read(path) if os.path.lexists(path) else ([], 0)
     records = {_key(record["configuration"], "a record"): record for record in old}
     todo = {key: c for key, c in wanted.items() if key not in records or (retry and "error" in records[key])}
+    if todo and not (callable(function) and hasattr(executor, "submit")):
+        raise TypeError("function must be a function of a dict, and executor an executor, such as ProcessPoolExecutor(); got "
+                        f"{function!r} and {executor!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file, bar(len(wanted), len(wanted) - len(todo), path.name, progress) as shown:
         file.truncate(length)

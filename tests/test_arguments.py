@@ -1,5 +1,6 @@
 """Arguments of the wrong kind are refused before the first step, by their names; NumPy's numbers will do."""
 
+import math
 from fractions import Fraction
 from itertools import islice
 
@@ -8,6 +9,8 @@ import pytest
 from runs import Run
 
 from minibn import data, equivalence, jsonable, monitor, nn, optim, schedules
+from minibn.equivalence.adam import AdamFrame
+from minibn.equivalence.lion import LionFrame
 from minibn.experiment import Experiment
 from minibn.kernels import threads
 from minibn.optim import SGD
@@ -69,6 +72,14 @@ def test_fit_says_what_it_needs(options, message, monkeypatch):
     monkeypatch.setattr(SGD, "step", no_step)
     with pytest.raises((TypeError, ValueError), match=message):
         Run().fit(**options)
+
+
+def test_fit_needs_a_model_and_a_dict_of_optimisers():
+    for model, optimizers in ((3, None), (None, {}), (None, 3), (None, optim.SGD([nn.Parameter(np.ones(1))], []))):
+        run = Run()
+        run.net, run.optimizers = model or run.net, run.optimizers if optimizers is None else optimizers
+        with pytest.raises(TypeError, match=r"fit needs an nn.Module and a dict of optimisers, such as \{'all': SGD.*got"):
+            run.fit()
 
 
 @pytest.mark.parametrize("rng", [None, 0, np.random, np.random.RandomState(0), np.random.PCG64(0)], ids=lambda x: type(x))
@@ -258,3 +269,28 @@ def test_milestones_and_phases_are_lists():
             equivalence.texp(bad, momentum=0.0, weight_decay=0.1)
     with pytest.raises(TypeError, match="like: step must be a step object, such as AdamStep.1e-3., got 0.1"):
         schedules.like(0.1, once())
+
+
+FRAMES = {
+    equivalence.Frame: [lambda f: equivalence.remove_weight_decay(once(), frame=f),
+                        lambda f: equivalence.frame_after(once(), 2, frame=f),
+                        lambda f: equivalence.add_weight_decay(once(), 0.1, frame=f)],
+    AdamFrame: [lambda f: equivalence.adam_without_decay([optim.AdamStep(0.1)], frame=f),
+                lambda f: equivalence.adam_with_decay([optim.AdamStep(0.1)], 0.1, frame=f)],
+    LionFrame: [lambda f: equivalence.lion_without_decay([optim.LionStep(0.1)], frame=f),
+                lambda f: equivalence.lion_with_decay([optim.LionStep(0.1)], 0.1, frame=f)]}
+
+
+@pytest.mark.parametrize(("kind", "function"), [(kind, f) for kind, functions in FRAMES.items() for f in functions])
+def test_a_frame_is_one_and_its_numbers_are_in_range(kind, function):
+    for bad in (None, 1.0, "Frame", (1.0, 0.0, 1.0), {}, optim.Step(0.1)):
+        with pytest.raises(TypeError, match=rf"frame must be a {kind.__name__}, such as {kind.__name__}\(\), got .* of type"):
+            taken(function(bad))
+    for name, default in kind._field_defaults.items():
+        for bad in ("1", None, True, [1.0]):
+            with pytest.raises((TypeError, ValueError), match=f"frame: {name} must be a (whole )?number"):
+                taken(function(kind(**{name: bad})))
+        for bad in [math.nan, math.inf, *([0.0, -1.0] if default else [-1.5] if name == "steps" else [])]:
+            with pytest.raises(ValueError, match=f"frame: {name} must be a (finite|whole) number.*, got {bad}"):
+                taken(function(kind(**{name: bad})))
+    assert taken(function(kind(np.float64(1.0)))) == taken(function(kind()))

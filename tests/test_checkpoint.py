@@ -68,6 +68,18 @@ def test_another_shape_of_the_same_bytes_is_refused(tmp_path):
         checkpoint.load(tmp_path / "c.npz")
 
 
+def test_only_a_damaged_checkpoint_is_said_to_be_deleted(tmp_path):
+    path = tmp_path / "c.npz"
+    checkpoint.save(path, {"a": np.arange(16.0)}, {})
+    whole = path.read_bytes()
+    for content, advice in ((whole[:-9], "delete it to start again, or use another"), (b"", "delete it to start again"),
+                            (b"my notes", "give another file"), (b"PK\3\4" + bytes(99), "give another file")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"is not a whole minibn checkpoint .*; {advice}"):
+            checkpoint.load(path)
+        assert path.read_bytes() == content
+
+
 def rewritten(path, change):
     """The archive at `path` with its parts {name: bytes} changed; zip's checksums are right."""
     with zipfile.ZipFile(path) as archive:
@@ -125,7 +137,7 @@ def test_a_file_that_is_no_checkpoint_is_never_replaced(tmp_path, content):
 
 
 def test_arrays_of_objects_and_facts_that_json_cannot_hold_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="Object arrays"):
+    with pytest.raises(ValueError, match="a is an array of objects, which a checkpoint"):
         checkpoint.save(tmp_path / "c.npz", {"a": np.array([None])}, {})
     with pytest.raises(TypeError, match=r"facts\['f'\] is .* of type builtin_function"):
         checkpoint.save(tmp_path / "c.npz", {}, {"f": len})
@@ -237,3 +249,39 @@ def test_the_home_folder_and_links(tmp_path, monkeypatch):
     assert len(go("~/link.npz")[0]) == 8
     assert (tmp_path / "link.npz").is_symlink()
     assert len(go("~/c.npz")[0]) == 8
+
+
+def test_what_is_no_array_of_numbers_is_named(tmp_path):
+    for bad, message in (([1.0], "a/b must be an array of NumPy, .*, got builtins.list; give np.asarray"), (None, "a/b must be"),
+                         (np.ma.masked_array([1.0]), "a/b is a masked array")):
+        with pytest.raises(TypeError, match=message):
+            checkpoint.save(tmp_path / "c.npz", {"a/b": bad}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def _changed(name, value):
+    return lambda arrays, facts: facts["optimizers"]["rest"].update({name: value})
+
+
+@pytest.mark.parametrize("change", [
+    lambda arrays, facts: facts["generator"].update(state={}), lambda arrays, facts: facts.update(generator=3),
+    lambda arrays, facts: facts.update(last=5), lambda arrays, facts: facts.update(columns=["none"]),
+    lambda arrays, facts: arrays.pop("optimizer/rest/velocity/0"),
+    lambda arrays, facts: arrays.update({"history/loss": np.ones(2)}),
+    lambda arrays, facts: arrays.update({"optimizer/rest/velocity/0": np.ones(99)}),
+    _changed("steps", -1), _changed("steps", "two"), _changed("steps", 2.5), _changed("steps", None)],
+    ids=["state", "generator", "last", "columns", "velocity", "history", "shape", "negative", "words", "part", "none"])
+def test_a_whole_checkpoint_of_something_else_is_refused_by_its_name(tmp_path, change):
+    path = tmp_path / "c.npz"
+    Run().fit(epochs=1, path=path)
+    arrays, facts = checkpoint.load(path)
+    change(arrays, facts)
+    checkpoint.save(path, arrays, facts)
+    with pytest.raises(ValueError, match=r"c.npz (is a checkpoint, but not one of this|does not fit: ).*give another file"):
+        Run().fit(epochs=2, path=path)
+
+
+def test_settings_that_were_not_there_are_named_in_short(tmp_path):
+    Run().fit(epochs=1, path=tmp_path / "c.npz")
+    with pytest.raises(ValueError, match=r"settings was None, now \{'name0': 0, 'name1': 1, .*\.\.\.\}\. Go on with"):
+        Run().fit(epochs=1, path=tmp_path / "c.npz", settings={f"name{i}": i for i in range(30)})

@@ -61,3 +61,14 @@ def test_evaluation_leaves_each_module_in_its_own_mode():
     predict(net, x)
     update_bn(net, x)
     assert [module.training for module in (net, net[0], net[1])] == [True, False, True]
+
+
+def test_update_bn_of_numbers_that_are_not_finite_leaves_the_statistics_as_they_were():
+    norm = nn.BatchNorm(1)
+    for bad in (np.nan, np.inf):
+        x = np.ones((20, 1), dtype="float32")
+        x[7, 0] = bad
+        with pytest.raises(ValueError, match=rf"numbers that are not finite: x\[7, 0\] is {bad}, the first of 1"):
+            update_bn(norm, x, batch_size=5)
+    assert norm.running_mean[0] == 0
+    assert norm.running_var[0] == 1

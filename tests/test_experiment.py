@@ -69,7 +69,9 @@ def test_test_accuracy_at_the_end_of_each_epoch():
     ({"data": "cifar10"}, "data='cifar10' needs path"), ({"path": "x"}, "data='digits' takes no path"),
     ({"milestones": (2, 1)}, r"milestones must be increasing epochs above 0 and below epochs=24, got \[2.0, 1.0\]"),
     ({"schedule": "texp", "convert": True}, "schedule='texp' has no weight decay already"), ({"momentum": 1}, "momentum"),
-    ({"eps": float("nan")}, "eps must be a number"),
+    ({"eps": float("nan")}, "eps must be a number"), ({"depth": 9}, r"depth must be 6n \+ 2 \(8, 14, .*\), got 9"),
+    ({"norm": "group", "width": 6}, "width must be divisible by 4 with norm='group', got 6"),
+    ({"warmup": 25}, "warmup must be at most epochs=24, or lr is never reached; got 25"),
 ])
 def test_bad_experiments(options, message):
     with pytest.raises(ValueError, match=message):

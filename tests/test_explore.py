@@ -258,3 +258,7 @@ def test_in_a_browser_a_moved_slider_changes_the_numbers_to_what_the_functions_s
     assert not errors
 
 
+def test_a_port_is_one_of_this_computers():
+    for bad in (-1, 65536, "8000", None, 1.5):
+        with pytest.raises(ValueError, match="port must be (from 0 to 65535|a whole number of at least 0), got"):
+            explore.serve(bad)

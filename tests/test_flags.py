@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 
+from minibn import experiment
 from minibn.__main__ import main
 
 
@@ -33,6 +34,12 @@ from minibn.__main__ import main
     (["convert", "--steps", "5", "--growth", "1.1"], "--growth has no effect with --schedule constant; it is for --schedule exp"),
     (["convert", "--steps", "5", "--schedule", "step"], "--schedule step needs --milestones"),
     (["convert", "--steps", "5", "--schedule", "step", "--milestones", "9"], "--milestones 9 is beyond the last step"),
+    (["sweep", "--seed", "3"], "unrecognized arguments: --seed 3"),
+    (["convert", "--steps", "5", "--warmup", "6"], "--warmup 6 is beyond the last step; it must be at most --steps 5"),
+    (["train", "--warmup", "2", "--epochs", "1"], "--warmup must be at most --epochs 1, or lr is never reached; got 2"),
+    (["train", "--norm", "group", "--width", "6"], "--width must be divisible by 4 with --norm group, got 6"),
+    (["convert", "--steps", "5", "--optimizer", "adamw", "--weight-decay", "1e5"],
+     "lr * --weight-decay must be below 1; lower one of them (AdamStep(lr=0.001, beta1=0.9, beta2=0.999"),
     (["trian"], "no command 'trian'; there are train, sweep, convert, symmetries"),
 ])
 def test_flags_without_effect_are_refused_in_the_words_of_the_command_line(flags, message, capsys, tmp_path, monkeypatch):
@@ -49,6 +56,7 @@ def test_flags_without_effect_are_refused_in_the_words_of_the_command_line(flags
 @pytest.mark.parametrize(("content", "flags", "message"), [
     (b"lr\n0.1\n0.2\n", ["--steps", "9"], "has 2 steps, fewer than --steps 9; leave --steps out to take all"),
     (b"lr\n0.1\n0.2\n", ["--lr", "5"], "--lr has no effect with --read"), (b"lr\n0.1\nfast\n", [], "line 3 of the schedule"),
+    (b"lr\n", [], "has no steps, only the names of its columns"), (b"", [], "minibn: the first line of the schedule must name"),
     (b"lr\n\xff\n", [], "is not text in UTF-8"), (b"lr\n" + b"1" * 200_000, [], "line 2 of the schedule is not CSV")])
 def test_a_schedule_that_cannot_be_read_leaves_nothing_on_standard_output(content, flags, message, capsys, tmp_path):
     (tmp_path / "s.csv").write_bytes(content)
@@ -85,6 +93,35 @@ def test_every_encoding_prints(encoding, flags, monkeypatch):
         stream.flush()
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams.values())
     assert ("no parameters named" in err) if "--explain" in flags else (len(out) > 100 and not err)
+
+
+@pytest.mark.parametrize("flags", [["--version"], ["convert", "--steps", "2"], ["symmetries", "mlp"]], ids=" ".join)
+def test_a_closed_output_is_no_error(flags, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python finds it after `>&-`
+    monkeypatch.setattr(sys, "stderr", None)
+    with suppress(SystemExit):
+        assert main(flags) == 0
+    for stream in (sys.stdout, sys.stderr):
+        assert stream.name == os.devnull
+        stream.close()
+
+
+@pytest.mark.parametrize(("flags", "name"), [(["train", "--model", "mlp"], "result.json"), (["train"], "history.png"),
+                                             ([], "headline.png"), ([], "usual.csv")])
+def test_a_result_that_cannot_be_written_is_noticed_before_training(flags, name, tmp_path, monkeypatch, capsys):
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(experiment, "run", None)
+    with pytest.raises(SystemExit) as exit_:
+        main([*flags, "--output", str(tmp_path)])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == f"minibn: {tmp_path / name}: this is a folder; give the name of a file\n"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_size_inside_a_layer_is_not_called_by_the_flag_of_the_same_name(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--output", str(tmp_path), "--width", "9" * 30])
+    assert "minibn: Conv2d: kernel_height=3, kernel_width=3, in_channels=1, out_channels=999" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")

@@ -172,14 +172,14 @@ def test_errors_name_the_layer_and_both_shapes(name):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda rng: nn.Linear(0, 2, rng=rng), "in_features and out_features above 0, got 0 and 2"),
+    (lambda rng: nn.Linear(0, 2, rng=rng), "Linear: in_features must be a whole number of at least 1, got 0"),
     (lambda rng: nn.Linear(2, 2, rng=rng, dtype="int64"), 'dtype must be "float32" or "float64", got \'int64\''),
-    (lambda rng: nn.Conv2d(1, 1, 3, stride=0, rng=rng), "stride must be at least 1"),
-    (lambda rng: nn.Conv2d(1, 1, 3, padding=-1, rng=rng), "padding at least 0"),
-    (lambda rng: nn.GroupNorm(2, 3), "divisible by num_groups, and eps at least 0 and finite, got 3, 2"),
-    (lambda rng: nn.BatchNorm(3, eps=-1e-5), "eps at least 0 and finite, got 3, 3 and -1e-05"),
+    (lambda rng: nn.Conv2d(1, 1, 3, stride=0, rng=rng), "Conv2d: stride must be a whole number of at least 1, got 0"),
+    (lambda rng: nn.Conv2d(1, 1, 3, padding=-1, rng=rng), "Conv2d: padding must be a whole number of at least 0, got -1"),
+    (lambda rng: nn.GroupNorm(2, 3), "GroupNorm: num_groups must divide num_features, got 2 and 3"),
+    (lambda rng: nn.BatchNorm(3, eps=-1e-5), "BatchNorm: eps must be a finite number of at least 0, got -1e-05"),
     (lambda rng: nn.BatchNorm(3, momentum=2), "momentum must lie between 0 and 1, got 2"),
-    (lambda rng: nn.MaxPool2d(0), "kernel_size must be at least 1, got 0"),
+    (lambda rng: nn.MaxPool2d(0), "MaxPool2d: kernel_size must be a whole number of at least 1, got 0"),
     (lambda rng: models.preresnet(9, rng=rng), "depth must be 6n \\+ 2 .*, got 9"),
 ])
 def test_arguments_out_of_range(make, message):
@@ -259,3 +259,21 @@ def test_a_constant_channel_gives_beta_however_large(dtype, eps):
     layer.bias.data[...] = 0.5
     y = layer(np.full((3, 4, 4, 2), 1e6, dtype=dtype))
     np.testing.assert_allclose(y, 0.5, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_is_no_plain_array_is_refused_by_every_layer(name):
+    make, shape, _ = LAYERS[name]
+    x = np.ones(shape, dtype="float32")
+    for bad, message in ((x.tolist(), "x must be an array of NumPy, CuPy or PyTorch, got builtins.list; give np.asarray"),
+                         (None, "x must be an array"), ("x", "x must be an array"),
+                         (np.ma.masked_array(x), "x is a masked array, and its mask would be lost")):
+        for layer in (make(), nn.Sequential(make()), nn.Residual(make())):
+            with pytest.raises(TypeError, match=message):
+                layer(bad)
+
+
+def test_flatten_needs_examples():
+    for bad in (np.zeros((0, 3)), np.zeros((2, 0)), np.array(1.0)):
+        with pytest.raises(ValueError, match=r"Flatten\(\) needs input of shape \(N, …\), of which no axis is empty, got"):
+            nn.Flatten()(bad)

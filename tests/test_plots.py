@@ -47,3 +47,16 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
         plots.compare({"one": history()}, "zz", tmp_path / "f.png")
     with pytest.raises(ValueError, match="needs at least one run"):
         plots.compare({}, "all", tmp_path / "f.png")
+
+
+def test_runs_are_a_dict(tmp_path):
+    for bad in ([], [1], None, "runs"):
+        with pytest.raises(TypeError, match=r"compare: runs must be a dict, \{label: History\}, got"):
+            plots.compare(bad, "invariant", tmp_path / "x.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_learning_rate_of_0_is_drawn_too(tmp_path):
+    still = History({**history().columns, "lr/all": [0.0, 0.0], "effective_lr/all": [0.0, 0.0]})
+    plots.compare({"still": still}, "all", tmp_path / "x.png")
+    plots.compare({"still": still, "moving": history()}, "all", tmp_path / "x.png")

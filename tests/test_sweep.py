@@ -255,3 +255,18 @@ def test_the_command_starts_as_many_workers_as_there_are_cores_to_use_and_they_e
     with pytest.raises(SystemExit):
         main(["sweep", "--model", "mlp", "--epochs", "1", "--quiet", "--output", str(tmp_path / "s"), *flags])
     assert started == [(workers, sweep.end_with_parent)]
+
+
+def test_the_values_of_a_grid_are_lists_and_an_executor_is_one(tmp_path):
+    with pytest.raises(TypeError, match=r"grid: lr must be a list of values, got 0.1; give \[0.1\]"):
+        sweep.grid(seed=[0], lr=0.1)
+    for bad in (0.1, "0.1", None, {"a": 1}):
+        with pytest.raises(TypeError, match="configurations must be a list of dicts, got"):
+            sweep.run(dict, bad, tmp_path / "s.jsonl", ThreadPoolExecutor(1))
+        with pytest.raises(TypeError, match="function must be a function of a dict, and executor an executor, such as Proc"):
+            sweep.run(dict, [{}], tmp_path / "s.jsonl", bad)
+        with pytest.raises(TypeError, match="function must be a function of a dict"):
+            sweep.run(bad, [{}], tmp_path / "s.jsonl", ThreadPoolExecutor(1))
+    with pytest.raises(ValueError, match="retry must be True or False, got 'no'"):
+        sweep.run(dict, [], tmp_path / "s.jsonl", ThreadPoolExecutor(1), retry="no")
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ from collections.abc import Collection, Container, Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from minibn import optimizer_numbers
+from minibn import files, optimizer_numbers
 from minibn.equivalence.methods import METHODS
 from minibn.experiment import Experiment
 from minibn.flags import Parser, number
@@ -13,13 +13,20 @@ from minibn.optim import StepNumbers
 from minibn.optimizer_numbers import NUMBERS
 
 
-def folder(path: str) -> Path:
-    """The folder at `path`, made if it is missing."""
+def folder(path: str, *names: str) -> Path:
+    """The folder at `path`, made if it is missing.
+
+    Files of these names can be written there: that is tried now, and not when there are results to
+    lose.
+    """
     folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"--output must be a folder; {error.filename}: {error.strerror}") from error
+    for name in names:
+        with files.replacing(folder / name, commit=False):
+            pass
     return folder
 
 

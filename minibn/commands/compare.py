@@ -10,7 +10,7 @@ from minibn.paper import headline
 
 def run(output: str, quiet: bool, **settings: Any) -> int:
     """Train one network twice, with weight decay and with the converted schedule, and compare."""
-    return 0 if headline.run(headline.settings(**settings), folder(output), progress=not quiet) else 1
+    return 0 if headline.run(headline.settings(**settings), folder(output, *headline.FILES), progress=not quiet) else 1
 
 
 def flags(commands: str) -> Parser:

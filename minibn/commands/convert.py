@@ -32,6 +32,8 @@ def run(read: str | None, output: str | None, steps: int | None, optimizer: str,
     else:
         if late := [milestone for milestone in milestones if milestone >= steps]:
             raise ValueError(f"--milestones {late[0]} is beyond the last step; it must be below --steps {steps}")
+        if warmup > steps:
+            raise ValueError(f"--warmup {warmup} is beyond the last step; it must be at most --steps {steps}")
         step = optimizer_numbers.chosen(DEFAULTS, optimizer, numbers)
         rates = schedules.by_name(schedule, step.lr, steps=steps, milestones=milestones, factor=factor, final=final,
                                   growth=growth)
@@ -46,6 +48,8 @@ def run(read: str | None, output: str | None, steps: int | None, optimizer: str,
     written = list(islice(converted, steps))
     if steps is not None and len(written) < steps:
         raise ValueError(f"--read {read} has {len(written)} steps, fewer than --steps {steps}; leave --steps out to take all")
+    if not written:
+        raise ValueError(f"--read {read} has no steps, only the names of its columns")
     text = io.StringIO()
     export.write_csv(written, text)  # all of it, so that an error leaves no half of a file
     if output is None:
@@ -55,9 +59,7 @@ def run(read: str | None, output: str | None, steps: int | None, optimizer: str,
     with files.replacing(output) as file:
         file.write(text.getvalue().encode())
     rows = [row for _, row in tables.read(text.getvalue().splitlines(), output)[1]]
-    print(f"{len(rows)} steps written to {output}")
-    if rows:
-        print(_summary(rows))
+    print(f"{len(rows)} steps written to {output}\n{_summary(rows)}")
     return 0
 
 

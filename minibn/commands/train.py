@@ -15,7 +15,7 @@ from minibn.training.interruption import Stopped
 def run(output: str, checkpoint: str | None, every: int, threads: int | None, quiet: bool, **settings: Any) -> int:
     """Train one network; write history.csv, history.png and result.json into the output folder."""
     one = Experiment(**settings)
-    place = folder(output)
+    place = folder(output, "history.csv", "history.png", "result.json")
     backend.library(one.backend)
     one.split  # noqa: B018 - read now, so that Ctrl-C does not wait for it
     with interruption.deferred():

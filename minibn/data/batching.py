@@ -89,7 +89,7 @@ def check_examples(x: Array, y: Array) -> None:
     """
     _check_lengths(x, y)
     for name, array in (("x", x), ("y", y)):
-        _check_finite(name, array)
+        check_finite(name, array)
 
 
 def check_array(name: str, x: Any) -> int:
@@ -100,16 +100,7 @@ def check_array(name: str, x: Any) -> int:
             array, whose mask the arithmetic would drop.
         ValueError: x is 0-dimensional or empty.
     """
-    if isinstance(x, np.matrix):
-        raise TypeError(f"{name} is a numpy.matrix, whose rows are not arrays; give np.asarray({name})")
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, and its mask would be lost; give {name}.filled(value), or leave the masked "
-                        "examples out")
-    try:
-        array_namespace(x)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an array of NumPy, CuPy or PyTorch, got {type(x).__module__}.{type(x).__qualname__}; "
-                        f"give np.asarray({name})") from error
+    arguments.array(name, x)
     if x.ndim == 0 or 0 in x.shape:
         raise ValueError(f"{name} must hold examples along its first axis, and at least one number; got the shape "
                          f"{tuple(x.shape)}")
@@ -133,7 +124,8 @@ def _check_lengths(x, y):
     return n
 
 
-def _check_finite(name, array):
+def check_finite(name: str, array: Array) -> None:
+    """Raise ValueError if a number of `array` is NaN or infinite; the message says where."""
     xp = array_namespace(array)
     with np.errstate(over="ignore", invalid="ignore"):
         if not is_floating(array) or xp.isfinite(xp.sum(array)):  # a NaN or infinity stays in the sum

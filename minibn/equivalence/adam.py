@@ -95,6 +95,7 @@ def adam_without_decay(schedule: Iterable[AdamStep], *, frame: AdamFrame = START
         >>> [(round(s.lr, 4), round(s.beta1, 4), round(s.beta2, 4)) for s in islice(steps, 3)]
         [(0.1053, 0.9, 0.99), (0.1106, 0.8953, 0.9889), (0.1157, 0.8909, 0.9878)]
     """
+    frame = arguments.frame(frame, AdamFrame)
     for step in steps_of(schedule, AdamStep):
         converted, frame = remove_adam_step(step, frame)
         yield converted
@@ -124,6 +125,7 @@ def adam_with_decay(schedule: Iterable[AdamStep], weight_decay: float | Iterable
         >>> [(round(s.lr, 4), round(s.beta1, 4), round(s.beta2, 4)) for s in adam_with_decay(there, 0.5)]
         [(0.1, 0.9, 0.99), (0.1, 0.9, 0.99), (0.1, 0.9, 0.99)]
     """
+    frame = arguments.frame(frame, AdamFrame)
     decays = arguments.for_each_step(weight_decay, lambda number: AdamStep(0.0, weight_decay=number).weight_decay)
     for step, decay in zip(steps_of(schedule, AdamStep), decays, strict=False):
         restated, frame = add_adam_step(step, frame, decay)

@@ -85,6 +85,7 @@ def lion_without_decay(schedule: Iterable[LionStep], *, frame: LionFrame = START
         >>> [(round(s.lr, 4), round(s.beta1, 4), round(s.beta2, 4)) for s in islice(steps, 3)]
         [(0.1053, 0.9, 0.99), (0.1108, 0.8953, 0.9895), (0.1166, 0.8904, 0.9889)]
     """
+    frame = arguments.frame(frame, LionFrame)
     for step in steps_of(schedule, LionStep):
         converted, frame = remove_lion_step(step, frame)
         yield converted
@@ -113,6 +114,7 @@ def lion_with_decay(schedule: Iterable[LionStep], weight_decay: float | Iterable
         >>> [(round(s.lr, 4), round(s.beta1, 4), round(s.beta2, 4)) for s in lion_with_decay(there, 0.5)]
         [(0.1, 0.9, 0.99), (0.1, 0.9, 0.99), (0.1, 0.9, 0.99)]
     """
+    frame = arguments.frame(frame, LionFrame)
     decays = arguments.for_each_step(weight_decay, lambda number: LionStep(0.0, weight_decay=number).weight_decay)
     for step, decay in zip(steps_of(schedule, LionStep), decays, strict=False):
         restated, frame = add_lion_step(step, frame, decay)

@@ -115,7 +115,7 @@ def remove_weight_decay(schedule: Schedule, *, band: float | None = 2.0**32, fra
         [0.1053, 0.1166, 0.1292]
     """
     _check_band(band)
-    given = steps_of(schedule, Step)
+    given, frame = steps_of(schedule, Step), arguments.frame(frame, Frame)
 
     def steps(frame):
         for t, step in enumerate(given):
@@ -141,7 +141,7 @@ def frame_after(schedule: Schedule, steps: int, *, band: float | None = 2.0**32,
         Frame(scale=0.5625, kappa=0.6666666666666666, q=1.0)
     """
     _check_band(band)
-    given = steps_of(schedule, Step)
+    given, frame = steps_of(schedule, Step), arguments.frame(frame, Frame)
     for t in range(arguments.whole("steps", steps, 0)):
         step = next(given, None)
         if step is None:
@@ -184,7 +184,7 @@ def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], 
         >>> [round(s.lr, 4) for s in islice(add_weight_decay(exponential(0.1, 1.2), 0.5), 3)]
         [0.0952, 0.1032, 0.111]
     """
-    given = steps_of(schedule, Step)
+    given, frame = steps_of(schedule, Step), arguments.frame(frame, Frame)
     decays = arguments.for_each_step(weight_decay, lambda number: Step(0.0, weight_decay=number).weight_decay)
     shrinks = arguments.for_each_step(shrink, lambda number: Step(0.0, shrink=number).shrink)
 

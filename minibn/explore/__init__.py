@@ -14,6 +14,8 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
+from minibn import arguments
+
 PORT = 2719
 
 
@@ -27,7 +29,10 @@ def serve(port: int = PORT, *, headless: bool = False) -> None:
     Raises:
         ImportError: marimo is not installed.
         OSError: the port is taken.
+        ValueError: there is no such port.
     """
+    if arguments.whole("port", port, 0) > 65535:
+        raise ValueError(f"port must be from 0 to 65535, got {port}")
     if importlib.util.find_spec("marimo") is None:
         raise ImportError("the explorer needs marimo; install it with: pip install marimo")
     import marimo

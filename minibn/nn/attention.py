@@ -1,10 +1,11 @@
 """CausalSelfAttention."""
 
+import math
 from collections.abc import Callable
 
 from numpy.random import Generator
 
-from minibn import kernels
+from minibn import arguments, kernels
 from minibn.backend import Array, array_namespace
 from minibn.degree import Degree
 from minibn.nn.linear import Linear
@@ -49,11 +50,15 @@ class CausalSelfAttention(Module):
                  qk_norm: Callable[[int], Module] | None = None, rope: float | None = None, rng: Generator,
                  dtype: str = "float32") -> None:
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if min(num_features, num_heads, kv_heads) < 1 or num_features % num_heads or num_heads % kv_heads:
+        num_features, num_heads, kv_heads = (
+            arguments.whole(f"CausalSelfAttention: {name}", value, 1)
+            for name, value in (("num_features", num_features), ("num_heads", num_heads), ("num_kv_heads", kv_heads)))
+        if num_features % num_heads or num_heads % kv_heads:
             raise ValueError("CausalSelfAttention: num_heads must divide num_features, and num_kv_heads num_heads; got "
                              f"num_features={num_features}, num_heads={num_heads}, num_kv_heads={num_kv_heads}")
         size = num_features // num_heads
-        if rope is not None and (size % 2 or not rope > 1):
+        rope = None if rope is None else arguments.number("CausalSelfAttention: rope", rope)
+        if rope is not None and (size % 2 or not 1 < rope < math.inf):
             raise ValueError("CausalSelfAttention: rope must be above 1 and needs an even number of channels per head, got "
                              f"rope={rope} and {size} channels")
         self.num_features, self.num_heads, self.num_kv_heads, self.rope = num_features, num_heads, kv_heads, rope

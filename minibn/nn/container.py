@@ -22,9 +22,7 @@ class Sequential(Module):
 
     def __init__(self, *modules: Module, **named: Module) -> None:
         self._modules = {**{str(i): module for i, module in enumerate(modules)}, **named}
-        for name, module in self._modules.items():
-            if not isinstance(module, Module):
-                raise TypeError(f"Sequential takes modules, got {module!r} as {name!r}")
+        _check_modules("Sequential", self._modules)
 
     def children(self) -> list[tuple[str, Module]]:
         return list(self._modules.items())
@@ -67,10 +65,12 @@ class Residual(Module):
     Backward: `dx = branch.backward(dy) + shortcut.backward(dy)`.
 
     Raises:
+        TypeError: an argument is not a Module.
         ValueError: branch and shortcut give different shapes.
     """
 
     def __init__(self, branch: Module, shortcut: Module | None = None) -> None:
+        _check_modules("Residual", {"branch": branch} if shortcut is None else {"branch": branch, "shortcut": shortcut})
         self.branch, self.shortcut = branch, shortcut
 
     def forward(self, x: Array) -> Array:
@@ -93,3 +93,9 @@ class Residual(Module):
 
     def __repr__(self):
         return f"Residual({self.branch}, shortcut={self.shortcut})"
+
+
+def _check_modules(owner, modules):
+    for name, module in modules.items():
+        if not isinstance(module, Module):
+            raise TypeError(f"{owner} takes modules, got {module!r} as {name!r}")

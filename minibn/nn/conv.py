@@ -1,10 +1,11 @@
 """Conv2d."""
 
+import math
 from typing import TypeAlias
 
 from numpy.random import Generator
 
-from minibn import kernels
+from minibn import arguments, kernels
 from minibn.backend import Array
 from minibn.degree import Degree
 from minibn.nn.linear import kaiming_normal
@@ -35,20 +36,22 @@ class Conv2d(Module):
         dtype: "float32" or "float64".
 
     Raises:
-        ValueError: the input is not (N, H, W, C_in) or smaller than the kernel, or a size is out of
-            range.
-        TypeError: the input's dtype is not the weight's.
+        ValueError: the input is not (N, H, W, C_in) or smaller than the kernel, or an argument is
+            out of range.
+        TypeError: the input's dtype is not the weight's, or rng is no generator.
         RuntimeError: backward before forward.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | Pair, stride: int | Pair = 1,
                  padding: int | Pair = 0, bias: bool = False, *, rng: Generator, dtype: str = "float32") -> None:
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride, self.padding = _pair(kernel_size), _pair(stride), _pair(padding)
-        if min(in_channels, out_channels, *self.kernel_size, *self.stride) < 1 or min(self.padding) < 0:
-            raise ValueError(f"{self}: channels, kernel_size and stride must be at least 1, padding at least 0")
-        kh, kw = self.kernel_size
-        self.weight = Parameter(kaiming_normal(rng, (kh, kw, in_channels, out_channels), kh * kw * in_channels, dtype))
+        self.kernel_size = kh, kw = arguments.pair("Conv2d: kernel_size", kernel_size, 1)
+        self.stride = arguments.pair("Conv2d: stride", stride, 1)
+        self.padding = arguments.pair("Conv2d: padding", padding, 0)
+        arguments.yes_or_no(bias=bias)
+        sizes = arguments.sizes("Conv2d", kernel_height=kh, kernel_width=kw, in_channels=in_channels,
+                                out_channels=out_channels)
+        _, _, self.in_channels, self.out_channels = sizes
+        self.weight = Parameter(kaiming_normal(rng, sizes, math.prod(sizes[:3]), dtype))
         self.bias = Parameter(self.weight.data[0, 0, 0] * 0) if bias else None
 
     def forward(self, x: Array) -> Array:
@@ -76,7 +79,3 @@ class Conv2d(Module):
     def __repr__(self):
         return (f"Conv2d({self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
                 f"stride={self.stride}, padding={self.padding})")
-
-
-def _pair(value):
-    return (value, value) if isinstance(value, int) else tuple(value)

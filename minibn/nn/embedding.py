@@ -4,19 +4,16 @@ from typing import Any
 
 from numpy.random import Generator
 
-from minibn import backend, kernels
+from minibn import arguments, backend, kernels
 from minibn.backend import Array, array_namespace
 from minibn.degree import Degree
+from minibn.nn.linear import normal
 from minibn.nn.module import Module, Parameter
 
 
-def _table(rng, rows, columns, dtype, name):
-    """A Parameter (rows, columns) of numbers from N(0, 1), as PyTorch starts an embedding."""
-    if min(rows, columns) < 1:
-        raise ValueError(f"{name} needs at least one row and one column, got {rows} and {columns}")
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
-    return Parameter(rng.standard_normal((rows, columns)).astype(dtype))
+def _table(rng, sizes, dtype):
+    """A Parameter of these sizes with numbers from N(0, 1), as PyTorch starts an embedding."""
+    return Parameter(normal(rng, sizes, dtype).astype(dtype))
 
 
 class Embedding(Module):
@@ -42,8 +39,9 @@ class Embedding(Module):
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, *, rng: Generator, dtype: str = "float32") -> None:
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.weight = _table(rng, num_embeddings, embedding_dim, dtype, "Embedding")
+        sizes = arguments.sizes("Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        self.num_embeddings, self.embedding_dim = sizes
+        self.weight = _table(rng, sizes, dtype)
 
     def forward(self, x: Array) -> Array:
         """(N, …) -> (N, …, C)."""
@@ -89,11 +87,13 @@ class Unembedding(Module):
 
     Raises:
         ValueError: the input is not (N, …, C).
-        TypeError: the input's dtype is not the table's.
+        TypeError: the input's dtype is not the table's, or `embedding` is none.
         RuntimeError: backward before forward.
     """
 
     def __init__(self, embedding: Embedding) -> None:
+        if not isinstance(embedding, Embedding):
+            raise TypeError(f"Unembedding: embedding must be the Embedding whose table it shares, got {embedding!r}")
         self.weight = embedding.weight
 
     def forward(self, x: Array) -> Array:
@@ -137,8 +137,9 @@ class Positions(Module):
     """
 
     def __init__(self, max_length: int, num_features: int, *, rng: Generator, dtype: str = "float32") -> None:
-        self.max_length, self.num_features = max_length, num_features
-        self.weight = _table(rng, max_length, num_features, dtype, "Positions")
+        sizes = arguments.sizes("Positions", max_length=max_length, num_features=num_features)
+        self.max_length, self.num_features = sizes
+        self.weight = _table(rng, sizes, dtype)
 
     def forward(self, x: Array) -> Array:
         """(N, T, C) -> the same shape."""

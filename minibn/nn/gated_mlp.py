@@ -2,7 +2,7 @@
 
 from numpy.random import Generator
 
-from minibn import kernels
+from minibn import arguments, kernels
 from minibn.backend import Array
 from minibn.degree import Degree
 from minibn.nn.linear import Linear
@@ -32,6 +32,7 @@ class GatedMLP(Module):
     """
 
     def __init__(self, num_features: int, hidden: int, *, rng: Generator, dtype: str = "float32") -> None:
+        num_features, hidden = arguments.sizes("GatedMLP", num_features=num_features, hidden=hidden)
         self.gate, self.up = (Linear(num_features, hidden, bias=False, rng=rng, dtype=dtype) for _ in range(2))
         self.down = Linear(hidden, num_features, bias=False, rng=rng, dtype=dtype)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.random import Generator
 
-from minibn import kernels
+from minibn import arguments, kernels
 from minibn.backend import Array, array_namespace
 from minibn.degree import Degree
 from minibn.nn.module import Module, Parameter
@@ -22,10 +22,19 @@ def kaiming_normal(rng: Generator, shape: tuple[int, ...], fan_in: int, dtype: s
         shape: shape of the weight.
         fan_in: number of inputs that one output sums over.
         dtype: "float32" or "float64".
+
+    Raises:
+        TypeError: rng is no numpy.random.Generator.
+        ValueError: another dtype.
     """
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
-    return (rng.standard_normal(shape) * math.sqrt(2 / fan_in)).astype(dtype)
+    return (normal(rng, shape, dtype) * math.sqrt(2 / fan_in)).astype(dtype)
+
+
+def normal(rng: Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Numbers from N(0, 1), in float64. Arguments and errors are those of `kaiming_normal`; `dtype` is only checked."""
+    arguments.generator(rng)
+    arguments.dtype(dtype)
+    return rng.standard_normal(shape)
 
 
 class Linear(Module):
@@ -45,14 +54,14 @@ class Linear(Module):
         dtype: "float32" or "float64".
 
     Raises:
-        ValueError: the input is not (N, …, in), or a size is below 1.
-        TypeError: the input's dtype is not the weight's.
+        ValueError: the input is not (N, …, in), or an argument is out of range.
+        TypeError: the input's dtype is not the weight's, or rng is no generator.
         RuntimeError: backward before forward.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rng: Generator, dtype: str = "float32") -> None:
-        if min(in_features, out_features) < 1:
-            raise ValueError(f"Linear needs in_features and out_features above 0, got {in_features} and {out_features}")
+        in_features, out_features = arguments.sizes("Linear", in_features=in_features, out_features=out_features)
+        arguments.yes_or_no(bias=bias)
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(kaiming_normal(rng, (in_features, out_features), in_features, dtype))
         self.bias = Parameter(self.weight.data[0] * 0) if bias else None

@@ -8,7 +8,7 @@ shows the equation of its docstring at work.
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from minibn import backend, kernels
+from minibn import arguments, backend, kernels
 from minibn.backend import Array, Namespace, array_namespace, is_floating
 from minibn.degree import Degree
 
@@ -19,6 +19,7 @@ class Parameter:
     """A trainable array `data` and the gradient `grad` of the loss with respect to it (same shape, starts at 0)."""
 
     def __init__(self, data: Array) -> None:
+        arguments.array("data", data)
         self.data = data
         self.zero_grad()
 
@@ -58,7 +59,12 @@ class Module:
         raise TypeError(f"{type(self).__name__} must define degree(x), so that its rescalings can be found: see minibn.degree")
 
     def __call__(self, x: Array) -> Array:
-        """`forward(x)`; if x is a PyTorch tensor, its history is left out."""
+        """`forward(x)`; if x is a PyTorch tensor, its history is left out.
+
+        Raises:
+            TypeError: x is a list, a masked array or another thing that is not a plain array.
+        """
+        arguments.array("x", x)
         return self.forward(backend.detach(x))
 
     def children(self) -> list[tuple[str, "Module"]]:

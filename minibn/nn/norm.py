@@ -35,11 +35,11 @@ class _Normalisation(Module):
 
     def __init__(self, num_groups: int, num_features: int, eps: float = 1e-5, affine: bool = True, *,
                  dtype: str = "float32") -> None:
-        eps = arguments.number(f"{type(self).__name__}: eps", eps)  # a NumPy number brings its own precision
-        if num_features < 1 or num_groups < 1 or num_features % num_groups or not 0 <= eps < math.inf:
-            raise ValueError(f"{type(self).__name__}: num_features must be above 0 and divisible by num_groups, and eps at "
-                             f"least 0 and finite, got {num_features}, {num_groups} and {eps}")
-        self.num_features, self.num_groups, self.eps = num_features, num_groups, eps
+        name = type(self).__name__
+        num_features, eps = arguments.of_norm(name, num_features, eps, affine, dtype)
+        if num_features % arguments.whole(f"{name}: num_groups", num_groups, 1):
+            raise ValueError(f"{name}: num_groups must divide num_features, got {num_groups} and {num_features}")
+        self.num_features, self.num_groups, self.eps = num_features, int(num_groups), eps
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
 

@@ -1,6 +1,6 @@
 """Pooling over windows of pixels, and Flatten."""
 
-from minibn import kernels
+from minibn import arguments, kernels
 from minibn.backend import Array, array_namespace
 from minibn.degree import Degree
 from minibn.nn.module import Module
@@ -11,6 +11,8 @@ class Flatten(Module):
 
     def forward(self, x: Array) -> Array:
         """Reshape; no numbers change."""
+        if x.ndim == 0 or 0 in x.shape:
+            raise ValueError(f"{self} needs input of shape (N, …), of which no axis is empty, got {tuple(x.shape)}")
         y = array_namespace(x).reshape(x, (x.shape[0], -1))
         return self.keep(y, x.shape)
 
@@ -50,9 +52,7 @@ class _WindowPool(Module):
     """Windows of k x k pixels, side by side; rows and columns left over at the end are ignored, as in PyTorch."""
 
     def __init__(self, kernel_size: int) -> None:
-        if kernel_size < 1:
-            raise ValueError(f"{type(self).__name__}: kernel_size must be at least 1, got {kernel_size}")
-        self.kernel_size = kernel_size
+        self.kernel_size = arguments.whole(f"{type(self).__name__}: kernel_size", kernel_size, 1)
 
     def _check(self, x):
         self._check_input(x, ("N", "H", "W", "C"))

@@ -1,7 +1,5 @@
 """RMSNorm: each position divided by its root mean square."""
 
-import math
-
 import numpy as np
 
 from minibn import arguments, kernels
@@ -35,12 +33,8 @@ class RMSNorm(Module):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, dtype: str = "float32") -> None:
-        eps = arguments.number("RMSNorm: eps", eps)
-        if num_features < 1 or not 0 <= eps < math.inf:
-            raise ValueError("RMSNorm: num_features must be above 0 and eps a number of at least 0, got "
-                             f"{num_features} and {eps}")
-        self.num_features, self.eps = num_features, eps
-        self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
+        self.num_features, self.eps = arguments.of_norm("RMSNorm", num_features, eps, affine, dtype)
+        self.weight = Parameter(np.ones(self.num_features, dtype)) if affine else None
 
     def forward(self, x: Array) -> Array:
         """(N, …, C) -> the same shape."""

@@ -22,7 +22,7 @@ from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
 
 TOLERANCE = {"float64": 1e-9, "float32": 0.5}  # largest gap between the losses; training magnifies rounding
 USUAL, EXPONENTIAL = "weight decay, usual schedule", "no weight decay, growing lr"
-
+FILES = ("headline.png", "usual.csv", "exponential.csv")
 
 DEFAULTS: dict[str, StepNumbers]  # strong decay, so that the learning rates of the two runs end far apart
 DEFAULTS = {"sgd": Step(0.1, 0.9, 1e-2), "adamw": AdamStep(3e-3, weight_decay=3.0), "lion": LionStep(1e-3, weight_decay=10.0),
@@ -71,7 +71,7 @@ def run(recipe: Experiment, folder: str | Path, progress: bool = True) -> bool:
                   f"The same training run twice: PreResNet-{recipe.depth} on digits, losses within {gap:.0e}",
                   degree=METHODS[recipe.optimizer].step.degree)
     print(table(recipe, runs, gap))
-    print(f"figure and per-step numbers: {folder}/headline.png, usual.csv, exponential.csv")
+    print(f"figure and per-step numbers: {folder}/{', '.join(FILES)}")
     return bool(gap <= TOLERANCE[recipe.dtype])
 
 

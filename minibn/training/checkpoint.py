@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.random import Generator
 
-from minibn import files, jsonable, nn
+from minibn import arguments, files, jsonable, nn
 from minibn.backend import Array, to_numpy
 from minibn.optim import Optimizer
 from minibn.training.history import History
@@ -54,13 +54,20 @@ def save(path: str | Path, arrays: Mapping[str, Array], facts: Any, *, commit: b
     Raises:
         OSError: the file cannot be written, or it exists and is not a checkpoint. It is left
             unchanged.
-        TypeError, ValueError: an array of objects, or facts that JSON cannot hold.
+        TypeError, ValueError: a value that is no array or holds objects, or facts that JSON cannot
+            hold. The message names it.
     """
     text = jsonable.dumps(facts, "facts").encode()
+    ours: dict[str, np.ndarray] = {}
+    for name, value in arrays.items():
+        arguments.array(name, value)
+        ours[name] = to_numpy(value)
+        if ours[name].dtype.hasobject:
+            raise ValueError(f"{name} is an array of objects, which a checkpoint cannot hold; give an array of numbers")
     try:
         _check_ours(path)
         with files.replacing(path, commit=commit) as file:
-            _write(file, {name: to_numpy(value) for name, value in arrays.items()}, text)
+            _write(file, ours, text)
     except OSError as error:
         raise OSError(error.errno, f"checkpoint not written ({error.strerror}); what was saved before is untouched",
                       str(path)) from error
@@ -80,8 +87,9 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], Any]:
             return {name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
                     for name, data in parts.items()}, facts
         except Exception as error:  # damaged bytes make zipfile raise a dozen types
-            raise ValueError(f"{path} is not a whole minibn checkpoint ({type(error).__name__}: {error}); delete it to start "
-                             "again, or use another") from error
+            stream.seek(0)
+            advice = "delete it to start again, or use another" if _begins_as_ours(stream) else "give another file"
+            raise ValueError(f"{path} is not a whole minibn checkpoint ({type(error).__name__}: {error}); {advice}") from error
 
 
 def save_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimizer], generator: Any, history: History,
@@ -123,9 +131,9 @@ def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimi
         history = History({name: arrays[f"history/{name}"].tolist() for name in facts["columns"]})
         old = {**facts["run"], "rng": facts["generator"]["bit_generator"], "groups": list(facts["optimizers"])}
         kinds = {name: (str(array.dtype), array.shape) for name, array in arrays.items() if name.startswith("model/")}
-        steps = {group: int(numbers["steps"]) for group, numbers in facts["optimizers"].items()}
+        steps = {group: arguments.whole("steps", numbers["steps"], 0) for group, numbers in facts["optimizers"].items()}
         last, rates = dict(facts["last"]), {group: history[f"lr/{group}"].tolist() for group in steps if len(history)}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is a checkpoint, but not one of this version's training.fit; give another file") from error
     new = {**run, "rng": type(rng.bit_generator).__name__, "groups": list(optimizers)}
     now = {f"model/{name}": (str(array.dtype), array.shape) for name, array in _in_numpy(model.state_dict())}
@@ -135,11 +143,23 @@ def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimi
         _refuse(path, _other_steps(group, rates.get(group, []), last.get(group),
                                     list(optimizer.as_taken(drawn))))
         rest, optimizer.schedule = optimizer.schedule, iter(drawn)
-        optimizer.load_state_dict(facts["optimizers"][group] | _below(f"optimizer/{group}/", arrays))
+        with _fitting(path):
+            optimizer.load_state_dict(facts["optimizers"][group] | _below(f"optimizer/{group}/", arrays))
         optimizer.schedule = rest
-    model.load_state_dict(_below("model/", arrays))
-    rng.bit_generator.state = facts["generator"]
+    with _fitting(path):
+        model.load_state_dict(_below("model/", arrays))
+        rng.bit_generator.state = facts["generator"]
     return history
+
+
+@contextmanager
+def _fitting(path):
+    """Let the error of a part that cannot be loaded name the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        what = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} does not fit: {what}. Go on with the same run, or give another file") from error
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
@@ -148,7 +168,8 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
         for key in {**old, **new}:
             yield from differences(old.get(key, "absent"), new.get(key, "absent"), f"{name}.{key}" if name else key)
     elif old != new and repr(old) != repr(new):  # NaN is not equal to itself
-        yield f"{name} was {old!r}, now {new!r}" if name else f"it was {old!r}, now {new!r}"
+        one, other = (arguments.short(value) if isinstance(value, (dict, list)) else repr(value) for value in (old, new))
+        yield f"{name or 'it'} was {one}, now {other}"
 
 
 def _other_steps(group, rates, last, drawn):
@@ -241,9 +262,15 @@ def _check_ours(path):
     """Raise FileExistsError if there is a file at `path` that `save` did not begin."""
     place = files.target(path)
     if place.exists():
-        head = b""
+        ours = False
         if place.is_file():
             with open(place, "rb") as file:
-                head = file.read(30 + len(FACTS))
-        if not place.is_file() or (head and (head[:4] != b"PK\3\4" or head[30:] != FACTS.encode())):
+                ours = _begins_as_ours(file)
+        if not ours:
             raise FileExistsError(errno.EEXIST, "the file that is there is not a minibn checkpoint; give another name", str(path))
+
+
+def _begins_as_ours(file):
+    """Whether `save` may have begun this file. An empty one is such a file."""
+    head = file.read(30 + len(FACTS))
+    return not head or (head[:4] == b"PK\3\4" and head[30:] == FACTS.encode())

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 from minibn import backend, data, kernels, nn
 from minibn.backend import Array, array_namespace
+from minibn.data.batching import check_finite
 
 
 def evaluate(model: nn.Module, x: Array, y: Array, *, loss: nn.Loss | None = None, batch_size: int = 256,
@@ -63,9 +64,10 @@ def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int
 
     Raises:
         TypeError: x is not an array, or has a mask.
-        ValueError: there are no examples, or a batch size below 1.
+        ValueError: there are no examples, a number that is not finite, or a batch size below 1.
     """
     data.check_array("x", x)
+    check_finite("x", x)  # or the statistics would never be finite again
     data.check_batch_size(batch_size)
     norms = [module for _, module in model.named_modules() if isinstance(module, nn.BatchNorm)]
     momenta, where = [norm.momentum for norm in norms], next(model.arrays(), None)

@@ -100,6 +100,9 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
         Interrupted, Terminated: it was stopped by a signal.
     """
     loss = loss if loss is not None else nn.CrossEntropy()
+    if not isinstance(model, nn.Module) or not isinstance(optimizers, Mapping) or not optimizers:
+        raise TypeError("fit needs an nn.Module and a dict of optimisers, such as {'all': SGD(model.parameters(), schedule)}; "
+                        f"got {type(model).__name__} and {arguments.short(optimizers)}")
     _check(loss, epochs, every, max_steps, augment, validation, drop_last=drop_last, resume=resume, progress=progress)
     jsonable.dumps(settings, "settings")
     data.check_examples(x, y)
