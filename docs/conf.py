@@ -47,7 +47,7 @@ html_theme = "furo"
 html_title = "minibn"
 html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
-html_css_files = ["site.css"]
+html_css_files, html_js_files = ["site.css"], ["enlarge.js"]
 html_context = {"repository": "https://github.com/minibn/minibn"}
 html_theme_options = {"top_of_page_buttons": []}
 html_copy_source = html_show_sourcelink = False

@@ -125,9 +125,33 @@ def test_a_formula_in_plain_characters_becomes_latex(plain, latex):
 
 
 @pytest.mark.parametrize("text", ["minibn train --lr 0.1", "lr/NAME        η of the step", ">>> x = 1", "| a | b |",
-                                  "net = nn.Sequential(x)", "minibn.json      the facts"])
+                                  "net = nn.Sequential(x)", "minibn.json      the facts",
+                                  "MINIBN_PLAIN=1 python -m pdb script.py"])
 def test_commands_code_and_tables_are_not_formulas(text):
     assert not formulas.is_formula(text)
+
+
+def test_columns_that_are_too_wide_for_a_page_get_lines_of_their_own():
+    wide = "   ".join(f"{name} = " + " + ".join(f"{name}_{i}" for i in range(8)) for name in "abc")
+    assert formulas.latex(wide).count(r"\\") == 2
+    assert "&&" in formulas.latex("a = b   c = d\ne = f   g = h")
+    assert "&&" not in formulas.latex(f"{wide[:51]}   c = d\ne = f   {wide[:51]}")
+
+
+def test_a_name_is_documented_under_its_own_module():
+    assert ("minibn.export", "write_csv") in catalogue.documented()
+    assert ("minibn.schedules", "write_csv") not in catalogue.documented()
+    page = catalogue.page("minibn.pytorch", importlib.import_module("minibn.pytorch"))
+    assert page.index("pytorch.remove_weight_decay") < page.index("pytorch.add_weight_decay") < page.index("pytorch.Conversion")
+
+
+def test_code_in_a_docstring_stays_one_block_and_a_long_formula_gets_a_line():
+    code = docstrings.to_rest(["    import torch", "", "    x = torch.ones(2)"], "minibn")
+    assert sum(line.startswith(".. code-block:: python") for line in code) == 1
+    formula = docstrings.to_rest(["`dx = (dx̂ - Σ dx̂ / M - x̂ Σ dx̂ x̂ / M) / √(σ² + ε)`, with γ."], "minibn")
+    assert ".. math::" in formula
+    assert "with γ." in formula[-1]
+    assert docstrings.inline("See docs/tutorial.md.", "minibn") == "See :doc:`/tutorial`."
 
 
 def test_a_module_whose_library_is_missing_has_a_page_that_says_so(tmp_path, monkeypatch):
@@ -219,6 +243,12 @@ def test_every_page_works_in_a_browser(site, address, browser):
         faults += [(page.url, what, found[what]) for what in ("errors", "undrawn", "broken") if found[what]]
         if found["wide"] > 400:
             faults.append((page.url, "wider than the screen", found["wide"]))
+        if found["drawn"]:
+            page.set_viewport_size({"width": 1200, "height": 800})
+            cut = page.evaluate("""[...document.querySelectorAll("div.math")].filter(
+                e => e.scrollWidth > e.clientWidth + 2).length""")
+            faults += [(page.url, "formulas that do not fit a page of 1200 pixels", cut)] if cut else []
+            page.set_viewport_size({"width": 400, "height": 800})
     context.close()
     assert not faults, faults[:10]
     assert drawn > 200

@@ -127,6 +127,8 @@ def page(name, loaded):
     files = {}
     for key in names:
         files.setdefault(getattr(documented()[key], "__module__", name), []).append(key[1])
+    for theirs in files.values():
+        theirs.sort(key=lambda each: line(documented()[name, each]))
     parts = [heading(name, "="), f".. automodule:: {name}\n   :no-members:\n"]
     parts += [entry(name, each) for each in files.pop(name, [])]
     order = {file: inspect.getdoc(loaded).find(f"`{file.rpartition('.')[2]}`") % 10**6 for file in files}  # as told there
@@ -137,6 +139,11 @@ def page(name, loaded):
             parts += [heading(short, "-"), f".. automodule:: {file}\n   :no-members:\n{index}"]
         parts += [entry(name, each) for each in theirs]
     return "\n".join(parts)
+
+
+def line(value):
+    """Where a class or function begins in its file; data come first."""
+    return inspect.getsourcelines(value)[1] if inspect.isclass(value) or inspect.isfunction(value) else 0
 
 
 def entry(module_name, name):

@@ -33,7 +33,7 @@ def to_rest(lines, scope):
             while end < len(lines) and (lines[end].startswith(("    ", "|")) or not lines[end].strip()):
                 end += 1
             whole = "\n".join(lines[place:end]).rstrip()
-            blocks = [whole] if ">>>" in whole else re.split(r"\n\s*\n", whole)
+            blocks = [whole] if ">>>" in whole or re.match(r" +(from|import) ", whole) else re.split(r"\n\s*\n", whole)
             result += [line for block in blocks for line in ("", *_block(block, scope), "")]
         else:
             end = place + 1

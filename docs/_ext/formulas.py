@@ -8,6 +8,7 @@ a strange character is shown as it is.
 
 import re
 import unicodedata
+from itertools import zip_longest
 
 GREEK = dict(zip("αβγδεζηθκλμνξπρστφχψωΓΔΘΛΞΠΣΦΨΩ",
                  re.findall(r"\w+", "alpha beta gamma delta varepsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau "
@@ -49,9 +50,14 @@ INNER = re.compile(r"<(?=[^\s=-])([^<>=]*[^\s<>=-])>")  # <u, v>: no blank insid
 
 
 def latex(text, fractions=True):
-    """The body of a displayed formula of one or more lines, aligned at the first relation of each line and by columns."""
+    """The body of a displayed formula of one or more lines, aligned at the first relation of each line.
+
+    Columns are aligned, too, if they fit a page then.
+    """
     lines = [line for line in unicodedata.normalize("NFC", text).splitlines() if line.strip()]
-    rows = [_row(unicodedata.normalize("NFD", part), fractions) for line in lines for part in _fitting(line)]
+    lines = [part for line in lines for part in _fitting(line)]
+    wide = sum(max(map(len, column)) + 6 for column in zip_longest(*map(_columns, lines), fillvalue="")) > WIDTH + 6
+    rows = [_row(unicodedata.normalize("NFD", line), fractions, r" \qquad " if wide else " && ") for line in lines]
     if len(rows) == 1:
         return rows[0].replace("&& ", r"\qquad ").replace("&", "")
     return "\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}"
@@ -92,12 +98,12 @@ def _fitting(line):
     return parts
 
 
-def _row(line, fractions):
+def _row(line, fractions, between):
     first, *others = _columns(line)
     body = _flat(first, fractions, align=True)
     if "&" not in body:
         body = "& " + body
-    return body + "".join(f" && {_flat(column, fractions)}" for column in others)
+    return body + "".join(f"{between}{_flat(column, fractions)}" for column in others)
 
 
 def _flat(text, fractions, align=False):
