@@ -406,6 +406,8 @@ def test_to_takes_a_name(library):
     net = network("mlp").to(library.name, device=library.device)
     assert all(map(library.is_home_of, net.arrays()))
     assert {backend.dtype_name(x) for x in net.to(dtype="float32").arrays()} == {"float32"}
+    with pytest.raises(ValueError, match='dtype must be "float32" or "float64", got .int32'):
+        net.to(dtype="int32")
     assert all(map(library.is_home_of, net.arrays()))
     assert {type(x) for x in net.to("numpy").arrays()} == {np.ndarray}
 

@@ -176,7 +176,8 @@ def test_a_checkpoint_that_fit_did_not_write_is_named_as_that(facts, tmp_path):
 
 # ---- a run that goes on ----
 
-def go(path, *, images=64, size=16, momentum=0.9, lr=0.1, dtype="float32", rng="PCG64", groups=1, width=8, **options):
+def go(path, *, first=0, images=64, relabelled=0, size=16, momentum=0.9, lr=0.1, dtype="float32", rng="PCG64", groups=1,
+       width=8, **options):
     """Train an MLP on some digits."""
     digits = data.digits(dtype)
     net = models.mlp((width,), rng=np.random.default_rng(0), dtype=dtype)
@@ -184,7 +185,9 @@ def go(path, *, images=64, size=16, momentum=0.9, lr=0.1, dtype="float32", rng="
     optimizers = {f"group{i}": SGD(parameters[i::groups], schedules.constant(lr, momentum=momentum)) for i in range(groups)}
     options = {"epochs": 2, "batch_size": size, "progress": False} | options
     generator = np.random.Generator(getattr(np.random, rng)(0))
-    return fit(net, optimizers, digits.x_train[:images], digits.y_train[:images], rng=generator, path=path, **options), net
+    x, y = digits.x_train[first : first + images], digits.y_train[first : first + images].copy()
+    y[:relabelled] = 0
+    return fit(net, optimizers, x, y, rng=generator, path=path, **options), net
 
 
 @pytest.mark.parametrize("rng", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])
@@ -198,6 +201,7 @@ def test_every_bit_generator_goes_on(tmp_path, rng):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"size": 8}, "batch_size was 16, now 8"), ({"images": 48}, "examples was 64, now 48"),
+    ({"first": 1}, "data was '[0-9a-f]{16}', now '[0-9a-f]{16}'"), ({"relabelled": 9}, "data was '.*', now '"),
     ({"momentum": 0.8}, "momentum of 'group0' at step 4 was 0.9, now 0.8"),
     ({"lr": 0.2}, "lr of 'group0' at step 0 was 0.1, now 0.2"),
     ({"dtype": "float64"}, "dtype was 'float32', now 'float64'"), ({"rng": "MT19937"}, "rng was 'PCG64', now 'MT19937'"),
@@ -218,6 +222,17 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(tmp_pat
     assert (tmp_path / "c.npz").read_bytes() == before
     resumed, _ = go(tmp_path / "c.npz", **settings)
     assert len(resumed) == 8
+
+
+def test_the_fingerprint_of_data_is_the_same_in_every_library_and_tells_data_apart(library):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2500, 3)).astype("float32"), rng.integers(3, size=2500)
+    found = checkpoint.fingerprint(x, y)
+    assert checkpoint.fingerprint(library.array(x), library.array(y)) == found == checkpoint.fingerprint(x[:, ::-1][:, ::-1], y)
+    assert checkpoint.fingerprint(x[:1024], y) != checkpoint.fingerprint(x[1:1025], y)
+    assert checkpoint.fingerprint(x[::-1], y) != found
+    y[7] = 3
+    assert checkpoint.fingerprint(x, y) != found
 
 
 def test_a_path_that_cannot_be_written_is_found_before_the_first_step(tmp_path, monkeypatch):

@@ -143,7 +143,9 @@ class Module:
 
         Raises:
             BackendError: that library cannot be used here.
+            ValueError: a dtype other than "float32" and "float64".
         """
+        dtype = None if dtype is None else arguments.dtype(dtype)
         if isinstance(xp, str):
             xp, default = backend.library(xp)
             device = default if device is None else device
