@@ -102,10 +102,7 @@ def kernel_rows(x: np.ndarray, kernel: Pair, stride: Pair, height: int, width: i
 def multiply_rows(rows: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
     """`out = Σ_u rows[u] @ W[u]`; rows from `kernel_rows`, W (kh, kw, C, O), out (N, height, width, O)."""
     kh, n, places, size = rows.shape
-    w, out = w.reshape(kh, 1, size, -1), out.reshape(n, places, -1)
-    if kh == 1:
-        np.matmul(rows[0], w[0], out=out)
-        return
-    products = empty((kh, *out.shape), out)
-    np.matmul(rows, w, out=products)
-    np.add.reduce(products, axis=0, out=out)
+    w, out = w.reshape(kh, size, -1), out.reshape(n, places, -1)
+    np.matmul(rows[0], w[0], out=out)
+    for u in range(1, kh):
+        out += rows[u] @ w[u]
