@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minibn.pytorch import report
-from minibn.pytorch.exact import Loss
+from minibn.pytorch.loss import Loss
 
 
 class Bottleneck(nn.Module):

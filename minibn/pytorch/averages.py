@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from minibn.pytorch.exact import Loss
+from minibn.pytorch.loss import Loss
 
 Groups = Sequence[Sequence[str]]
 Degrees = dict[str, list[tuple[int, torch.Tensor]]]  # {buffer: [(number of a set, degree of each entry in its scale)]}

@@ -23,7 +23,7 @@ import numpy as np
 
 from minibn.degree import Equation
 from minibn.invariance.elimination import reduce_rows
-from minibn.pytorch.exact import Loss, inner, size
+from minibn.pytorch.loss import Loss, inner, size
 
 NOISE, SIGNAL = 1e-11, 1e-6  # rounding lies below the one, in networks 1e-15; what matters above the other, 1e-2
 WEAK = 1e-8  # a gradient that is smaller than the largest by this factor has too few digits to measure with

@@ -7,7 +7,7 @@ import torch
 
 from minibn.invariance import Symmetries
 from minibn.pytorch import averages, scales
-from minibn.pytorch.exact import Loss
+from minibn.pytorch.loss import Loss
 from minibn.pytorch.measure import Measured, measure
 
 HIDES = ("in {}: its class is not torch's own, and may hide an eps (a tensor, compiled code) or compute in float32")

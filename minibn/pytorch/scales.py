@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from minibn.pytorch.exact import Loss, inner, size
+from minibn.pytorch.loss import Loss, inner, size
 
 RANGE = 8  # weights are multiplied by up to 2**8 and 2**-8: `band`
 EXACT = 1e-8  # a gap
