@@ -45,8 +45,7 @@ def grid(**axes: Iterable) -> list[dict[str, Any]]:
         ValueError: a name has no values.
     """
     for name, values in axes.items():
-        if not isinstance(values, Iterable):
-            raise TypeError(f"grid: {name} must be a list of values, got {values!r}; give [{values!r}]")
+        arguments.iterable(f"grid: {name}", values, f"a list of values, such as [{values!r}]")
     lists = {name: list(values) for name, values in axes.items()}
     if empty := [name for name, values in lists.items() if not values]:
         raise ValueError(f"grid: no values for {empty}")

@@ -57,6 +57,12 @@ class Dense(nn.Module):
         return self.head(self.norms[1](x).relu())
 
 
+def biased(layers=5):
+    """A bias before each of many BatchNorms."""
+    blocks = [layer for i in range(layers) for layer in (n.conv(4 if i else 3, 4, bias=True), n.bn(4), nn.ReLU())]
+    return nn.Sequential(*blocks, *n.head(4))
+
+
 class Deep(nn.Module):
     """Two convs before one BatchNorm, another momentum, and a cumulative average."""
 
@@ -69,7 +75,7 @@ class Deep(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("make", [n.resnet, n.preresnet, n.vgg, n.mobilenet, Dense, Deep, n.convnext, n.UNet],
+@pytest.mark.parametrize("make", [n.resnet, n.preresnet, n.vgg, biased, n.mobilenet, Dense, Deep, n.convnext, n.UNet],
                          ids=lambda make: make.__name__)
 @pytest.mark.parametrize("no_decay", [False, True], ids=["all decayed", "no decay on vectors"])
 def test_architectures_train_and_evaluate_as_without_the_line(make, no_decay):
@@ -170,7 +176,7 @@ def test_what_a_model_keeps_of_its_batches_outside_its_buffers_is_noticed():
     found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
     assert "in evaluation mode rescaled weights change the loss" in str(found)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
-    with pytest.raises(ValueError, match="no buffer, .* register_buffer"):
+    with pytest.raises(ValueError, match="outside its buffers, .* register_buffer"):
         remove_weight_decay(optimizer, found)
     assert len(remove_weight_decay(optimizer, found, averages=False).parameters) == 1
 
@@ -186,6 +192,53 @@ def test_a_loss_that_cannot_be_evaluated_is_named_and_no_obstacle():
     found = report(model, loss_fn)
     assert "loss_fn fails for the model in evaluation mode" in str(found)
     assert remove_weight_decay(torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05), found).averages
+
+
+class Cooling(nn.Module):
+    """A buffer that a forward pass changes and uses, whatever the scale of the weights is."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        if self.training:
+            self.temperature.mul_(0.99)
+        return x * self.temperature
+
+
+def test_buffers_that_have_nothing_to_do_with_the_weights_scale_are_left_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(n.conv(3, 4), Cooling(), n.bn(4), nn.ReLU(), *n.head(4)).double()
+    found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+    assert found.carried.unfit == []
+    assert sorted(found.carried.degrees) == ["2.running_mean", "2.running_var"]
+
+
+class Cache(nn.Module):
+    def forward(self, x):
+        self.register_buffer("positions", torch.arange(1.0, x.shape[-1] + 1))
+        return x * self.positions
+
+
+def test_a_buffer_that_a_forward_pass_makes_must_be_there_before_the_report():
+    torch.manual_seed(0)
+    model = nn.Sequential(Cache(), n.conv(3, 4), n.bn(4), nn.ReLU(), *n.head(4)).double()
+
+    def loss_fn(model):
+        return F.cross_entropy(model(images(0)[0]), images(0)[1])
+
+    with pytest.raises(ValueError, match=r"the buffer 0.positions was made, .* run the model once before report"):
+        report(model, loss_fn)
+    loss_fn(model)
+    assert report(model, loss_fn).groups == [("1.weight",)]
+
+
+def test_a_loss_that_brings_back_training_mode_says_nothing_of_evaluation():
+    torch.manual_seed(0)
+    model = nn.Sequential(n.conv(3, 4), Attributes(4), nn.ReLU(), *n.head(4)).double()
+    found = report(model, lambda m: F.cross_entropy(m.train()(images(0)[0]), images(0)[1]))
+    assert found.carried.evaluation is None
 
 
 class Distance(nn.Module):

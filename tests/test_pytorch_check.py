@@ -100,5 +100,33 @@ def test_their_gradients_are_rounding_alone_and_say_nothing(biased):
     optimizer = split(model, "sgd")
     handle = remove_weight_decay(optimizer, biased[1].of(model), averages=False)
     assert [s.name for s in handle.sets][:2] == [("0.weight",), ("0.bias",)]
-    F.cross_entropy(model(X[:32].float()), Y[:32]).backward()
-    optimizer.step()
+    for _ in range(5):
+        F.cross_entropy(model(X[:32].float()), Y[:32]).backward()
+        optimizer.step()
+
+
+class Attention(nn.Module):
+    """One head. The bias of k adds the same to all scores of a query, so it has no effect."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.norm, self.q, self.k, self.v = nn.LayerNorm(width), *(nn.Linear(width, width) for _ in range(3))
+        self.out, self.last, self.head = nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x):
+        y = self.norm(x)
+        x = x + self.out(F.scaled_dot_product_attention(self.q(y), self.k(y), self.v(y)))
+        return self.head(self.last(x).mean(1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_attentions_key_bias_is_no_obstacle_in_float32(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 16), Attention())
+    x = X.float().reshape(-1, 8, 8)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.1)
+    remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(x[:32]), Y[:32])))
+    for t in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[t::50]), Y[t::50]).backward()
+        optimizer.step()

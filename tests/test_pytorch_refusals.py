@@ -8,7 +8,7 @@ from scripts import Script, assert_same, loss_of, remove  # noqa: E402
 from torch import nn  # noqa: E402
 
 from minibn.pytorch import add_weight_decay, remove_weight_decay, report, watch  # noqa: E402
-from minibn.pytorch.parts import Set  # noqa: E402
+from minibn.pytorch.parts import Part, Set  # noqa: E402
 
 # ---- refusals ----
 
@@ -135,7 +135,7 @@ def test_another_loss_than_that_of_the_report_is_noticed_by_its_first_gradient(s
 
 def test_a_small_part_along_the_weights_is_a_warning():
     def step(script, forward):
-        return script.step(lambda: forward() + 2e-3 * penalty(script.model))
+        return script.step(lambda: forward() + 1e-2 * penalty(script.model))
 
     script = Script(remove)
     with pytest.warns(UserWarning, match="less orthogonal to these weights than in the report"):
@@ -169,32 +169,63 @@ def test_what_a_script_does_to_its_gradients_is_its_own_affair():
     assert not converted.handle._along._usual
 
 
-def along(part, size=1.0):
-    """(weights, a gradient of which `part` is along them)."""
-    return torch.tensor([1.0, 0.0]), size * torch.tensor([part, (1 - part**2) ** 0.5])
+def test_gradients_that_were_thrown_away_say_nothing():
+    """Adversarial images are made in evaluation mode, with gradients that no step takes."""
+    def step(script, forward):
+        script.model.eval()
+        forward().backward()
+        script.model.train()
+        return script.step(forward)
+
+    assert_same(Script().train(3, step=step), Script(remove).train(3, step=step))
+
+
+def some(name):
+    """A set of two weights."""
+    return Set((name,), [Part(None, 0, [0], [nn.Parameter(torch.tensor([1.0, 0.0]))])], set())
+
+
+def saw(seen, s, part, size=1.0):
+    """A backward pass that gives a gradient of which `part` is along the weights."""
+    p = s.members[0]
+    p.grad = size * torch.tensor([part, (1 - part**2) ** 0.5])
+    seen.saw(s, p, p.grad)
 
 
 def test_first_gradients_that_are_not_finite_or_rounding_alone_wait_for_the_next_ones():
-    large, small = Set(("large",), [], set()), Set(("small",), [], set())
+    large, small = some("large"), some("small")
     seen = watch.Along({large: 0.0, small: 0.0})
-    seen.saw(large, *along(1.0, torch.inf))
+    saw(seen, large, 0.5, torch.inf)
     seen.check([large, small])
-    seen.saw(large, *along(1.0))
+    saw(seen, large, 0.5)
     with pytest.raises(RuntimeError, match="large"):
         seen.check([large, small])
-    seen.saw(large, *along(0.0))
-    seen.saw(small, *along(1.0, 1e-7))
-    seen.check([large, small])
-    seen.saw(small, *along(1.0))
+    for _ in range(2):  # also when the large one is not looked at any more
+        saw(seen, large, 0.0)
+        saw(seen, small, 1.0, 1e-7)
+        seen.check([large, small])
+    saw(seen, small, 1.0)
     with pytest.raises(RuntimeError, match="small"):
         seen.check([large, small])
 
 
 def test_first_gradients_may_have_ten_times_the_part_along_the_weights_that_the_report_saw():
-    one, other = Set(("one",), [], set()), Set(("other",), [], set())
-    seen = watch.Along({one: 0.009, other: 0.007})
-    seen.saw(one, *along(0.08))
-    seen.saw(other, *along(0.08))
+    one, other, third = some("one"), some("other"), some("third")
+    seen = watch.Along({one: 0.009, other: 0.007, third: 0.08})
+    for s, part in ((one, 0.08), (other, 0.08), (third, 0.2)):
+        saw(seen, s, part)
     with pytest.warns(UserWarning, match="other.* is 0.08 of .*, in the report 0.007") as noted:
-        seen.check([one, other])
+        seen.check([one, other, third])
     assert len(noted) == 1
+
+
+def test_what_the_step_takes_counts_as_well():
+    """DDP averages the gradients of its processes after each of them was seen."""
+    s = some("s")
+    seen = watch.Along({s: 0.0})
+    saw(seen, s, 0.9)
+    s.members[0].grad = torch.tensor([0.0, 1.0])
+    seen.check([s])
+    saw(seen, s, 0.9)
+    s.members[0].grad = None  # frozen meanwhile
+    seen.check([s])

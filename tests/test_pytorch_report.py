@@ -169,6 +169,19 @@ def test_the_gap_of_a_branch_that_starts_at_zero_is_measured_too():
     assert 1e-9 < found.gaps[found.groups.index(("0.weight",))] < 0.1
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 6])
+def test_biases_before_batch_norm_may_be_scaled_at_any_depth(layers):
+    """Multiplied by 2**8 beside weights by 2**-8, they leave BatchNorm few digits to work with."""
+    torch.manual_seed(0)
+    blocks = [layer for _ in range(layers) for layer in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU())]
+    model = nn.Sequential(nn.Flatten(), *blocks, nn.Linear(64, 10))
+    found = report(model, lambda m: F.cross_entropy(m(X[:64].float()), Y[:64]))
+    linear = [1 + 3 * i for i in range(layers)]
+    assert {(f"{i}.{name}",) for i in linear for name in ("weight", "bias")} <= set(found.groups)
+    assert found.carried.unfit == []
+    assert {(f"{i}.weight", f"{i}.bias") for i in linear} <= set(found.sets(with_averages=True))
+
+
 def test_sets_that_do_not_hold_do_not_spoil_those_after_them():
     """BatchNorm of two numbers gives their sign alone: weights before it have no slope, and larger ones may change the sign."""
     torch.manual_seed(0)

@@ -237,7 +237,7 @@ def test_files_that_are_no_sweeps(tmp_path, line):
 
 
 def test_grid():
-    assert sweep.grid(a=[1, 2], b="xy") == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
+    assert sweep.grid(a=[1, 2], b=("x", "y")) == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
     with pytest.raises(ValueError, match="no values for"):
         sweep.grid(a=[1], b=[])
 
@@ -258,7 +258,7 @@ def test_the_command_starts_as_many_workers_as_there_are_cores_to_use_and_they_e
 
 
 def test_the_values_of_a_grid_are_lists_and_an_executor_is_one(tmp_path):
-    with pytest.raises(TypeError, match=r"grid: lr must be a list of values, got 0.1; give \[0.1\]"):
+    with pytest.raises(TypeError, match=r"grid: lr must be a list of values, such as \[0.1\], got 0.1"):
         sweep.grid(seed=[0], lr=0.1)
     for bad in (0.1, "0.1", None, {"a": 1}):
         with pytest.raises(TypeError, match="configurations must be a list of dicts, got"):

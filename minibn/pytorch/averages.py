@@ -53,16 +53,29 @@ def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool],
         affine: whether a group is a norm's γ and β.
         cancelled: biases that BatchNorm takes out with the mean.
     """
-    all_sets = sets = [tuple(group) for group in groups]
+    all_sets = [tuple(group) for group in groups]
+    loss.averages = _moved(loss, all_sets)
+    idle = {i for i, names in enumerate(all_sets) if cancelled.issuperset(names)}
+    touching = _touching(loss, all_sets, loss.averages) if idle else {}
+    sums = {name: reach for name, reach in touching.items() if reach & idle}  # of what a layer makes of its input, and its bias
+    left = {i for reach in sums.values() for i in reach if affine(all_sets[i])}
+    sets = _united(all_sets, sums, left)
     degrees, unfit = _degrees(loss, sets)
-    touching = _touching(loss, sets, unfit) if unfit else {}
-    left: set[int] = set()
     for spoils in (affine, cancelled.issuperset):  # a bias of the layer itself can be carried along, one from further up not
         if unfit:
-            left |= {i for name in unfit for i in touching.get(name, ()) if spoils(all_sets[i])}
-            sets = _united(all_sets, touching, left)
+            touching = touching or _touching(loss, all_sets, loss.averages)
+            left |= {i for name in unfit for i in touching[name] if spoils(all_sets[i])}
+            sums |= {name: touching[name] for name in unfit}
+            sets = _united(all_sets, sums, left)
             degrees, unfit = _degrees(loss, sets)
     return Carried(sets, degrees, [all_sets[i] for i in sorted(left)], unfit, _evaluation(loss, sets, degrees))
+
+
+def _moved(loss, sets):
+    """The buffers that a forward pass changes, and by other amounts if the sets are multiplied by powers of two."""
+    loss.averages = loss.changed()
+    base, after = loss.running(), _at(loss, sets, _random_exponents(sets), loss.running)
+    return [name for name in base if not torch.allclose(after[name], base[name], rtol=FIT, atol=1e-12)]
 
 
 def _degrees(loss, sets):
@@ -100,7 +113,7 @@ def _misfits(loss, sets, rest, base, degrees):
     factors = _factors(degrees, exponents)
     for name, statistic in base.items():
         gap = after[name] - rest[name] - statistic * factors.get(name, 1.0)
-        if float(gap.abs().max()) > FIT * float(after[name].abs().max()) + 1e-300:
+        if not float(gap.abs().max()) <= FIT * float(after[name].abs().max()) + 1e-300:  # NaN is a misfit, too
             bad.append(name)
     return bad
 

@@ -153,7 +153,7 @@ def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band)
                       "model has BatchNorm, its running averages are not carried along, and evaluation needs "
                       "torch.optim.swa_utils.update_bn first. Give report(model, loss_fn), or averages=False if that is meant",
                       stacklevel=3)
-    along = watch.Along({s: found.gap(s.name) if measured else math.inf for s in kept})
+    along = watch.Along({s: found.gap(s.name) if measured else None for s in kept if not s.free.issuperset(s.members)})
     return Conversion(rules, kept, form, band, mixed == "move", carrying, found if measured else None, along)
 
 
@@ -164,8 +164,9 @@ def _averages(found: Report, sets: list[Set], kept: list[Set]) -> Averages:
                          "each evaluation")
     if (found.carried.evaluation or 0.0) > FIT:
         raise ValueError("in evaluation mode, converted weights would give another loss: the model keeps something of its "
-                         "batches that is no buffer, so it cannot be carried along. Make it one, with register_buffer; or "
-                         "with averages=False call torch.optim.swa_utils.update_bn before each evaluation")
+                         "batches outside its buffers, which cannot be carried along, or has a buffer that no forward pass "
+                         "updates (momentum=0). Keep it in a buffer, with register_buffer; or with averages=False call "
+                         "torch.optim.swa_utils.update_bn before each evaluation")
     number = {s.name: i for i, s in enumerate(kept)}
     names = found.carried.sets
     degrees = {buffer: [(number[names[i]], k) for i, k in parts if names[i] in number]

@@ -26,6 +26,7 @@ class Loss:
     Attributes:
         parameters: {name: the copy's parameter} of those that require gradients.
         tiny: whether eps is taken out.
+        averages: names of the buffers that are looked at in `running`.
     """
 
     def __init__(self, model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Tensor]) -> None:
@@ -46,7 +47,7 @@ class Loss:
         self.devices = {p.device for p in self.model.parameters() if p.device.type == "cuda"}
         self.eps, self.share = dict[float, None](), 0.0
         self._buffers = {name: b.clone() for name, b in self.model.named_buffers()}
-        self._averages: list[str] | None = None  # names of those that a forward pass changes
+        self.averages: list[str] = []
         self._floor = torch.finfo(next(iter(model.parameters())).dtype).eps  # RMSNorm's eps, if it is None
 
     @torch.no_grad()
@@ -84,6 +85,9 @@ class Loss:
         exact = Exact(self.tiny, self._floor)
         with self._drawing(seed), exact:
             for name, b in self.model.named_buffers():
+                if name not in self._buffers or b.shape != self._buffers[name].shape:
+                    raise ValueError(f"the buffer {name} was made, or changed its shape, in a forward pass: run the model once "
+                                     "before report(model, loss_fn)")
                 b.detach().copy_(self._buffers[name])
             loss = self.loss_fn(self.model)
         self.eps |= exact.seen
@@ -108,34 +112,41 @@ class Loss:
         return loss.item(), found
 
     @torch.no_grad()
-    def running(self, start: float = 1.0) -> dict[str, torch.Tensor]:
-        """{name: buffer} of the running averages after a forward pass that begins with `start` times the model's own.
+    def changed(self) -> list[str]:
+        """Names of the buffers of floating-point numbers that a forward pass changes."""
+        self.value()
+        return [name for name, b in self.model.named_buffers()
+                if b.is_floating_point() and not (name in self._buffers and torch.equal(b, self._buffers[name]))]
 
-        Every buffer of floating-point numbers counts as one that a forward pass changes, whatever its name is.
-        """
+    @torch.no_grad()
+    def running(self, start: float = 1.0) -> dict[str, torch.Tensor]:
+        """{name: buffer} of `averages` after a forward pass that begins with `start` times the model's own."""
         own = self._buffers
-        if self._averages is None:
-            self.value()
-            self._averages = [name for name, b in self.model.named_buffers()
-                              if b.is_floating_point() and not torch.equal(b, own[name])]
-        self._buffers = own | {name: own[name] * start for name in self._averages}
+        self._buffers = own | {name: own[name] * start for name in self.averages}
         self.value()
         self._buffers = own
         after = dict(self.model.named_buffers())
-        return {name: after[name].clone() for name in self._averages}
+        return {name: after[name].clone() for name in self.averages}
 
     @torch.no_grad()
     def evaluated(self, factors: Mapping[str, torch.Tensor]) -> float:
-        """The loss in evaluation mode, with the model's own buffers times `factors`: {name: factor}."""
-        own, training = self._buffers, [module for module in self.model.modules() if module.training]
+        """The loss in evaluation mode, with the model's own buffers times `factors`: {name: factor}.
+
+        Raises:
+            ValueError: `loss_fn` brings the model back to training mode.
+        """
+        own, modes = self._buffers, {module: module.training for module in self.model.modules()}
         self._buffers = own | {name: own[name] * factor for name, factor in factors.items()}
         self.model.eval()
         try:
-            return self.value().item()
+            value = self.value().item()
+            if any(module.training for module in modes):
+                raise ValueError("loss_fn brings the model back to training mode")
+            return value
         finally:
             self._buffers = own
-            for module in training:
-                module.training = True
+            for module, training in modes.items():
+                module.training = training
 
     @property
     def largest_eps(self) -> float:

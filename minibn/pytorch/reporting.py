@@ -84,7 +84,7 @@ class Report:
         self._found = Symmetries(axes, measured.equations, sizes={n: own[n].numel() for n in axes})
         self.basis, self.refused = self._found.basis, dict[tuple[str, ...], str]()
         groups = [g for g in self._found.groups if not self._excluded(g)]
-        holds = scales.holding(loss, groups)
+        holds = scales.holding(loss, groups, measured.cancelled)
         self._refuse(groups, holds, "scale-invariant near the measured weights only, not from 2**-8 to 2**8 times these")
         groups = [g for g, holding in zip(groups, holds, strict=True) if holding]
         self.carried = averages.carried(loss, groups, lambda g: all(axes[n] < 2 and n not in measured.cancelled for n in g),
@@ -172,7 +172,7 @@ class Report:
             yield "loss_fn fails for the model in evaluation mode, so it is not known whether evaluation would be right, too"
         elif self.groups and (self.carried.evaluation or 0.0) > averages.FIT:
             yield (f"in evaluation mode rescaled weights change the loss by {self.carried.evaluation:.1e} of it: the model "
-                   "keeps something of its batches that is no buffer")
+                   "keeps something of its batches outside its buffers, or has a buffer that no forward pass updates")
 
     def __str__(self):
         from minibn.pytorch.table import table  # which also knows optimizers, and these know reports

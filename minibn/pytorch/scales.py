@@ -5,7 +5,7 @@
 weights it is not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,24 +36,37 @@ class Gaps(NamedTuple):
     gradient: float
 
 
-def holding(loss: Loss, groups: Groups) -> list[bool]:
-    """For each group, whether multiplying it by c leaves the loss as it is for c from 2**-8 to 2**8."""
+def holding(loss: Loss, groups: Groups, cancelled: Collection[str]) -> list[bool]:
+    """For each group, whether multiplying it by c leaves the loss as it is for c from 2**-8 to 2**8.
+
+    Args:
+        cancelled: biases whose gradient is rounding alone. They are tested by the loss, and while
+            nothing else is moved: a norm cannot take a bias out that is 2**16 times as large as the
+            rest.
+    """
+    idle = np.array([set(group) <= set(cancelled) for group in groups], bool)
     largest = _largest(loss)
-    good = _holding(loss, groups, np.ones(len(groups), bool), largest)
+    good = _holding(loss, groups, ~idle, largest)
     alone = np.zeros(len(groups), bool)
-    for i in np.flatnonzero(~good):  # moving another group may have spoilt its test
+    for i in np.flatnonzero(~good & ~idle):  # moving another group may have spoilt its test
         alone |= _holding(loss, groups, np.arange(len(groups)) == i, largest)
-    return (_holding(loss, groups, good | alone, largest) if alone.any() else good).tolist()
+    if alone.any():
+        good = _holding(loss, groups, good | alone, largest)
+    return (good | _constant_ones(loss, groups, idle)).tolist()
 
 
 def _holding(loss, groups, chosen, largest):
     """Which of the chosen groups hold, while these are moved together."""
     good = chosen
-    rng = np.random.default_rng(0)
-    for exponents in _exponents(rng, len(groups)):
-        good = good & _flat(loss, groups, exponents * chosen, largest)
-        if not good.any():
-            return good
+    for exponents in _exponents(np.random.default_rng(0), len(groups)):
+        if good.any():
+            good = good & _flat(loss, groups, exponents * chosen, largest)
+    return _constant_ones(loss, groups, good)
+
+
+def _constant_ones(loss, groups, good):
+    """Which of the good groups leave the loss as it is, while these are moved together."""
+    rng = np.random.default_rng(1)
     while good.any() and not _constant(loss, groups, good, rng):  # a jump between the places that were looked at
         alone = np.array([not g or _constant(loss, groups, np.arange(len(groups)) == i, rng) for i, g in enumerate(good)])
         good = good & alone if not alone[good].all() else np.zeros(len(groups), bool)

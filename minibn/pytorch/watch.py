@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from minibn.pytorch.scales import APPROXIMATE
 
-NOTICED = 1e-3  # of the gradient: less may be the rounding of half precision
+NOTICED = 1e-2  # of the gradient: less may be the rounding of bfloat16
 LEAST = 1e-5  # of the largest gradient: what is smaller may be rounding alone
 Tensors = Iterable[torch.Tensor]
 
@@ -105,42 +105,59 @@ class Along:
     that of `report` (with a regularisation of the weights, or with frozen statistics), or if
     parameters were given that are not scale-invariant.
 
+    It is computed twice: of what backward passes gave, and of `p.grad` when the step is taken. The first
+    is not changed by a script that clips each number. The second has what DDP averages over processes,
+    and not what a script threw away. The smaller one counts.
+
     Args:
-        usual: {set: the part that `report` found, infinite where there was none}; only these sets are
+        usual: {set: the part that `report` found, or None without a report}; only these sets are
             looked at.
     """
 
-    def __init__(self, usual: dict[Any, float]) -> None:
+    def __init__(self, usual: dict[Any, float | None]) -> None:
         self._usual = dict(usual)
-        self._sums: dict[Any, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._seen: dict[Any, tuple[Any, Any]] = {}  # what `_products` gives
+        self._largest = 0.0  # |∂L/∂w| |w| of a set so far
 
     @torch.no_grad()
     def saw(self, s: Any, p: torch.Tensor, gradient: torch.Tensor) -> None:
         """Called with each gradient of a backward pass."""
         if s in self._usual and not gradient.is_sparse:
-            size = torch.linalg.vector_norm(gradient) * torch.linalg.vector_norm(p)
-            self._sums.setdefault(s, []).append((torch.sum(gradient * p.conj()).real.double(), size.double()))
+            self._seen[s] = _sum([self._seen.get(s, (0.0, 0.0)), _products(gradient, p)])
 
+    @torch.no_grad()
     def check(self, sets: Iterable) -> None:
         """
         Raises:
             RuntimeError: the part is above 0.1, where a conversion would not even be approximate.
         """
-        seen = {s: [float(sum(numbers)) for numbers in zip(*self._sums.pop(s), strict=True)] for s in sets if s in self._sums}
-        largest = max((size for _, size in seen.values()), default=0.0)
-        for s, (product, size) in seen.items():
-            if not size > LEAST * largest:  # rounding alone, infinite or NaN, which a GradScaler refuses: wait for the next one
+        seen = {s: self._seen.pop(s) for s in sets if s in self._seen and all(p.grad is not None for p in s.members)}
+        self._largest = max([self._largest, *(float(size) for _, size in seen.values() if torch.isfinite(size))])
+        for s, backward in seen.items():
+            if not LEAST * self._largest < float(backward[1]) < math.inf:  # rounding alone, or what a GradScaler refuses: wait
                 continue
-            part, usual = abs(product) / size, self._usual[s]
-            if part > APPROXIMATE:
+            both = [backward, _sum([_products(p.grad, p) for p in s.members])]
+            part, usual = min(abs(float(product / size)) for product, size in both if size > 0), self._usual.pop(s)
+            if part > APPROXIMATE and part > 10 * (usual or 0.0):
+                self._usual[s] = usual
                 raise RuntimeError(f"the first gradient of {s.title} is not orthogonal to these weights, so they are not "
                                    f"scale-invariant: <gradient, weights> is {part:.2g} of |gradient| |weights|. "
-                                   f"{_OTHER_LOSS if usual < math.inf else _NO_REPORT}")
-            if part > max(10 * usual, NOTICED):
+                                   f"{_NO_REPORT if usual is None else _OTHER_LOSS}")
+            if usual is not None and part > max(10 * usual, NOTICED):
                 warnings.warn(f"the first gradient of {s.title} is less orthogonal to these weights than in the report: "
                               f"<gradient, weights> is {part:.1g} of |gradient| |weights|, in the report {usual:.1g}. "
                               f"{_OTHER_LOSS}", stacklevel=2)
-            del self._usual[s]
+
+
+def _products(gradient, p):
+    """(<gradient, p>, |gradient| |p|), in at least float32."""
+    gradient, p = (t if t.dtype.itemsize > 2 else t.float() for t in (gradient.detach(), p.detach()))
+    size = torch.linalg.vector_norm(gradient) * torch.linalg.vector_norm(p)
+    return torch.sum(gradient * p.conj()).real.double(), size.double()
+
+
+def _sum(pairs):
+    return tuple(map(sum, zip(*pairs, strict=True)))
 
 
 _NO_REPORT = "Give report(model, loss_fn) in place of parameters: it finds those that are"
