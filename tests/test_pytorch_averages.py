@@ -194,6 +194,13 @@ def test_a_loss_that_cannot_be_evaluated_is_named_and_no_obstacle():
     assert remove_weight_decay(torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05), found).averages
 
 
+def test_a_bias_keeps_only_those_norms_as_they_are_whose_output_its_average_adds_it_to():
+    torch.manual_seed(0)
+    blocks = [layer for i in range(6) for layer in (n.conv(4 if i else 3, 4, bias=i in (1, 3)), n.bn(4), nn.ReLU())]
+    found = report(nn.Sequential(*blocks, *n.head(4)).double(), lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+    assert found.carried.left_out == [("1.weight", "1.bias"), ("7.weight", "7.bias")]  # of the norms before the two biases
+
+
 class Cooling(nn.Module):
     """A buffer that a forward pass changes and uses, whatever the scale of the weights is."""
 
