@@ -266,7 +266,7 @@ def test_running_averages_that_follow_no_power_of_the_scale_are_refused():
     model = nn.Sequential(n.conv(3, 4), Distance(), n.bn(4), nn.ReLU(), *n.head(4)).double()
     found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
     assert found.carried.unfit == ["1.mean"]
-    assert "running averages that cannot be carried along: 1.mean" in str(found)
+    assert "unless averages=False: running averages cannot be carried along: 1.mean" in str(found)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
     with pytest.raises(ValueError, match=r"\['1.mean'\] follow no power .* averages=False"):
         remove_weight_decay(optimizer, found)

@@ -45,7 +45,10 @@ def run(read: str | None, output: str | None, steps: int | None, optimizer: str,
     converted = method.remove(stream, band=None) if no_rescale else method.remove(stream)
     if to_weight_decay is not None:
         converted = method.add(converted, to_weight_decay)
-    written = list(islice(converted, steps))
+    try:
+        written = list(islice(converted, steps))
+    except OverflowError as error:
+        raise ValueError(f"{str(error).partition(';')[0]}; leave out --no-rescale") from error
     if steps is not None and len(written) < steps:
         raise ValueError(f"--read {read} has {len(written)} steps, fewer than --steps {steps}; leave --steps out to take all")
     if not written:
@@ -108,5 +111,5 @@ def flags() -> Parser:
     parser.flag("--read", "take the steps from this CSV file (-: standard input) instead", metavar="FILE")
     parser.flag("--output", "write to this file, and print a summary", metavar="FILE")
     parser.flag("--to-weight-decay", "give the result this weight decay instead of none", kind=number(float, 0))
-    parser.flag("--no-rescale", "let lr grow out of float range", yes=True, when=sgd)
+    parser.flag("--no-rescale", "never multiply the weights; an error if lr leaves float range", yes=True, when=sgd)
     return parser

@@ -55,9 +55,9 @@ def rule_of(optimizer: Optimizer, form: str, weight_decay: float = 0.0, decay: s
     if name in BY_FLAG and all(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
         return Decoupled(optimizer, form, weight_decay)
     if name in COUPLED:
-        flag = ", here decoupled_weight_decay=True" if name in BY_FLAG else ""
-        raise TypeError(f"{name} adds weight decay to the gradient (L2), and so to its averages: it cannot be removed. "
-                        f"{REMEDY}{flag}")
+        flag = f"give {name} decoupled_weight_decay=True, or " if name in BY_FLAG else ""
+        raise TypeError(f"{name} adds weight decay to the gradient (L2), and so to its averages: it cannot be removed; {flag}"
+                        f"{REMEDY}")
     if name:
         return KNOWN[name](optimizer, form, weight_decay)
     return measured_rule(optimizer, form, weight_decay)

@@ -167,11 +167,13 @@ class Report:
                    "running averages after a layer with a bias can be carried along. To convert them, leave out that bias, or "
                    "give remove_weight_decay averages=False")
         if self.carried.unfit:
-            yield f"running averages that cannot be carried along: {', '.join(self.carried.unfit[:4])}"
+            yield (f"remove_weight_decay refuses this model, unless averages=False: running averages cannot be carried along: "
+                   f"{', '.join(self.carried.unfit[:4])}")
         if self.groups and self.carried.evaluation is None:
             yield "loss_fn fails for the model in evaluation mode, so it is not known whether evaluation would be right, too"
         elif self.groups and (self.carried.evaluation or 0.0) > averages.FIT:
-            yield (f"in evaluation mode rescaled weights change the loss by {self.carried.evaluation:.1e} of it: the model "
+            yield ("remove_weight_decay refuses this model, unless averages=False: in evaluation mode rescaled weights change "
+                   f"the loss by {self.carried.evaluation:.1e} of it: the model "
                    "keeps something of its batches outside its buffers, or has a buffer that no forward pass updates")
 
     def __str__(self):

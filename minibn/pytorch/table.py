@@ -78,13 +78,15 @@ def _summary(found, sizes, total, verdict):
         yield "no parameter was found to be scale-invariant"
         yield NOT_SEEN
     else:
-        yield (f"{len(found.groups)} scale-invariant sets with {len(names)} of {len(sizes)} parameters, "
-               f"{sum(sizes[name] for name in names) / total:.1%} of all numbers")
+        yield (f"{len(found.groups)} scale-invariant set{'s' * (len(found.groups) > 1)} with {len(names)} of {len(sizes)} "
+               f"parameters, {_percent(names, sizes, total)} of all numbers")
         refused = sum(converted.startswith("no") for _, converted in verdict.values())
         if refused:
-            yield f"{len(found.groups) - refused} of these are converted, {refused} are not, for the reasons in the table"
-        if max(found.gaps) <= EXACT:
-            yield f"weight decay can be removed from {'them' if not refused else 'a converted set'} exactly"
+            yield f"{len(found.groups) - refused} of these will be converted; the reasons for the others are in the table"
+        if refused == len(found.groups):
+            pass  # nothing to say about how exact it will be
+        elif max(found.gaps) <= EXACT:
+            yield "weight decay can be removed from them exactly"
         else:
             yield ("weight decay can be removed from them approximately: the gaps come from the normalisations' eps, here "
                    f"up to {found.eps:g}; with eps = {TINY_EPS:g} it is exact. With all sets doubled, the loss changes by "
