@@ -201,7 +201,7 @@ def test_every_bit_generator_goes_on(tmp_path, rng):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"size": 8}, "batch_size was 16, now 8"), ({"images": 48}, "examples was 64, now 48"),
-    ({"first": 1}, "data was '[0-9a-f]{16}', now '[0-9a-f]{16}'"), ({"relabelled": 9}, "data was '.*', now '"),
+    ({"first": 1}, "the examples of the data are others than"), ({"relabelled": 9}, "the labels of the data are others than"),
     ({"momentum": 0.8}, "momentum of 'group0' at step 4 was 0.9, now 0.8"),
     ({"lr": 0.2}, "lr of 'group0' at step 0 was 0.1, now 0.2"),
     ({"dtype": "float64"}, "dtype was 'float32', now 'float64'"), ({"rng": "MT19937"}, "rng was 'PCG64', now 'MT19937'"),
@@ -222,15 +222,6 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(tmp_pat
     assert (tmp_path / "c.npz").read_bytes() == before
     resumed, _ = go(tmp_path / "c.npz", **settings)
     assert len(resumed) == 8
-
-
-def test_the_fingerprint_of_data_is_the_same_in_every_library_and_tells_data_apart(library):
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((2500, 3)).astype("float32"), rng.integers(3, size=2500)
-    found = checkpoint.fingerprint(x, y)
-    assert checkpoint.fingerprint(library.array(x), library.array(y)) == found == checkpoint.fingerprint(x[:, ::-1][:, ::-1], y)
-    for other in ((x[::-1], y), (x, y[::-1]), (x + (np.arange(2500) >= 2000)[:, None], y)):
-        assert checkpoint.fingerprint(*other) != found
 
 
 def test_a_path_that_cannot_be_written_is_found_before_the_first_step(tmp_path, monkeypatch):

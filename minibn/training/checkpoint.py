@@ -33,8 +33,9 @@ import numpy as np
 from numpy.random import Generator
 
 from minibn import arguments, files, jsonable, nn
-from minibn.backend import Array, array_namespace, to_numpy
+from minibn.backend import Array, to_numpy
 from minibn.optim import Optimizer
+from minibn.training import fingerprint
 from minibn.training.history import History
 
 FACTS, SUMS = "minibn.json", "SHA256SUMS"
@@ -137,7 +138,8 @@ def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimi
         raise ValueError(f"{path} is a checkpoint, but not one of this version's training.fit; give another file") from error
     new = {**run, "rng": type(rng.bit_generator).__name__, "groups": list(optimizers)}
     now = {f"model/{name}": (str(array.dtype), array.shape) for name, array in _in_numpy(model.state_dict())}
-    _refuse(path, chain(differences(old, jsonable.loads(jsonable.dumps(new))), differences(kinds, now)))
+    other_data = fingerprint.other_data(old.pop("data", None), new.pop("data", None))
+    _refuse(path, chain(differences(old, jsonable.loads(jsonable.dumps(new))), differences(kinds, now), other_data))
     for group, optimizer in optimizers.items():
         drawn = list(islice(optimizer.schedule, steps[group]))
         _refuse(path, _other_steps(group, rates.get(group, []), last.get(group),
@@ -150,16 +152,6 @@ def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimi
         model.load_state_dict(_below("model/", arrays))
         rng.bit_generator.state = facts["generator"]
     return history
-
-
-def fingerprint(x: Array, y: Array) -> str:
-    """A checksum that tells data sets apart: of all labels y, and of 1,024 evenly spaced examples of x.
-
-    The array library makes no difference.
-    """
-    count = x.shape[0]
-    chosen = x if count <= 1024 else array_namespace(x).stack([x[i * count // 1024, ...] for i in range(1024)])
-    return hashlib.sha256(b"".join(np.ascontiguousarray(to_numpy(array)).tobytes() for array in (chosen, y))).hexdigest()[:16]
 
 
 @contextmanager

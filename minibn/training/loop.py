@@ -13,7 +13,7 @@ from minibn import arguments, backend, data, jsonable, kernels, nn
 from minibn.backend import Array
 from minibn.optim import Optimizer
 from minibn.progress import bar
-from minibn.training import checkpoint, interruption
+from minibn.training import checkpoint, fingerprint, interruption
 from minibn.training.evaluation import accuracy, evaluate
 from minibn.training.history import History
 from minibn.training.recorder import Recorder, measure, watch, weights
@@ -115,7 +115,7 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
             raise ValueError(f"the optimiser of group {group!r} was made before its parameters moved; make it after model.to")
     watched = watch(model, optimizers, groups or {})
     run = {"settings": settings, "examples": x.shape[0], "shape": x.shape[1:], "dtype": backend.dtype_name(x),
-           "data": None if path is None else checkpoint.fingerprint(x, y),
+           "data": None if path is None else fingerprint.of(x, y),
            "batch_size": batch_size, "drop_last": drop_last, "augment": _name(augment), "loss": _name(type(loss)),
            "validation": bool(validation), "measured": list(watched)}
     pause = 0 if where is None or backend.is_on_host(where) else 0.1 if progress else 1.0
