@@ -107,25 +107,30 @@ def test_architectures_train_and_evaluate_as_without_the_line(make, no_decay):
     assert scale < 0.95
 
 
-def test_a_channel_that_is_dead_on_the_batch_of_the_report_and_lives_later():
-    """Its statistics are 0 there, whatever the scale, so its degree is taken to be that of its neighbours."""
+def assert_evaluations_agree(make, batch=None):
+    """The losses in evaluation mode after each step, with and without the line; `batch` is that of the report."""
     def train(convert):
         torch.manual_seed(0)
-        model = nn.Sequential(n.conv(3, 3, groups=3), n.bn(3), nn.ReLU(), *n.head(3)).double()
-        optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05), []
-        x, y = images(0)
+        model, losses = make().double(), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
+        x, y = batch or images(0)
         if convert:
-            black = x * torch.tensor([1.0, 0.0, 1.0], dtype=x.dtype).reshape(3, 1, 1)
-            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(black), y)))
+            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(x), y)))
         for t in range(20):
-            x, y = images(t)
             optimizer.zero_grad()
-            F.cross_entropy(model.train()(x), y).backward()
+            F.cross_entropy(model.train()(images(t)[0]), images(t)[1]).backward()
             optimizer.step()
             losses.append(F.cross_entropy(model.eval()(images(-1)[0]), images(-1)[1]).item())
         return losses
 
     assert train(True) == pytest.approx(train(False), rel=1e-9)
+
+
+def test_a_channel_that_is_dead_on_the_batch_of_the_report_and_lives_later():
+    """Its statistics are 0 there, whatever the scale, so its degree is taken to be that of its neighbours."""
+    x, y = images(0)
+    black = x * torch.tensor([1.0, 0.0, 1.0], dtype=x.dtype).reshape(3, 1, 1)
+    assert_evaluations_agree(lambda: nn.Sequential(n.conv(3, 3, groups=3), n.bn(3), nn.ReLU(), *n.head(3)), (black, y))
 
 
 class OtherNames(nn.Module):
@@ -146,20 +151,7 @@ class OtherNames(nn.Module):
 
 
 def test_running_averages_of_any_name():
-    def train(convert):
-        torch.manual_seed(0)
-        model = nn.Sequential(n.conv(3, 4), OtherNames(4), nn.ReLU(), *n.head(4)).double()
-        optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05), []
-        if convert:
-            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1])))
-        for t in range(20):
-            optimizer.zero_grad()
-            F.cross_entropy(model.train()(images(t)[0]), images(t)[1]).backward()
-            optimizer.step()
-            losses.append(F.cross_entropy(model.eval()(images(-1)[0]), images(-1)[1]).item())
-        return losses
-
-    assert train(True) == pytest.approx(train(False), rel=1e-9)
+    assert_evaluations_agree(lambda: nn.Sequential(n.conv(3, 4), OtherNames(4), nn.ReLU(), *n.head(4)))
 
 
 class Attributes(OtherNames):

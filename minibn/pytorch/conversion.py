@@ -76,10 +76,9 @@ class Conversion:
         """The change of variables at present: of a parameter, or of the converted parameters of a param group, if they agree."""
         chosen = {which} if isinstance(which, torch.Tensor) else set(self.members(which))
         frames = {part.frame for s in self.sets for part in s.parts if chosen & set(part.members)}
-        if len(frames) == 1:
-            return frames.pop()
-        raise ValueError(f"these parameters have {len(frames)} frames, {sorted(frames)[:4]}; ask for one parameter's" if frames
-                         else "no such parameter is converted; handle.parameters are those that are")
+        if len(frames) != 1:
+            raise ValueError(f"there are {len(frames)} frames here; ask for that of one parameter in handle.parameters")
+        return frames.pop()
 
     def members(self, group: Group) -> list[torch.Tensor]:
         """The converted parameters of a param group."""
