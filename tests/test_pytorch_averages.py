@@ -193,6 +193,26 @@ def test_a_bias_keeps_only_those_norms_as_they_are_whose_output_its_average_adds
     assert found.carried.left_out == [("1.weight", "1.bias"), ("7.weight", "7.bias")]  # of the norms before the two biases
 
 
+def with_a_norm_first():
+    """The first β goes to a layer with a bias; the second norm takes both out, but not in evaluation."""
+    return nn.Sequential(n.bn(3), n.conv(3, 4, bias=True), n.bn(4), nn.ReLU(), n.conv(4, 4, 1, bias=True), n.bn(4), *n.head(4))
+
+
+def without_a_norm_between():
+    """The bias of the second layer can follow one scale, that of its own weights."""
+    return nn.Sequential(n.conv(3, 4, bias=True), nn.ReLU(), n.conv(4, 4, bias=True), n.bn(4), nn.ReLU(), *n.head(4))
+
+
+def with_a_linear_bottleneck():
+    """A norm without an activation, then a layer without a bias: γ and β count in evaluation alone, and one by one."""
+    return nn.Sequential(n.conv(3, 4), n.bn(4), n.conv(4, 4, 1), n.bn(4), nn.ReLU(), *n.head(4))
+
+
+@pytest.mark.parametrize("make", [with_a_norm_first, without_a_norm_between, with_a_linear_bottleneck])
+def test_the_bias_of_a_layer_goes_with_its_own_weights_and_the_rest_stays(make):
+    assert_evaluations_agree(make)
+
+
 class Cooling(nn.Module):
     """A buffer that a forward pass changes and uses, whatever the scale of the weights is."""
 

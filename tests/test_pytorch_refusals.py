@@ -192,7 +192,7 @@ def saw(seen, s, part, size=1.0):
     seen.saw(s, p, p.grad)
 
 
-def test_first_gradients_that_are_not_finite_or_rounding_alone_wait_for_the_next_ones():
+def test_first_gradients_that_are_not_finite_wait_and_those_that_are_next_to_nothing_say_nothing():
     large, small = some("large"), some("small")
     seen = watch.Along({large: 0.0, small: 0.0})
     saw(seen, large, 0.5, torch.inf)
@@ -200,13 +200,12 @@ def test_first_gradients_that_are_not_finite_or_rounding_alone_wait_for_the_next
     saw(seen, large, 0.5)
     with pytest.raises(RuntimeError, match="large"):
         seen.check([large, small])
-    for _ in range(2):  # also when the large one is not looked at any more
-        saw(seen, large, 0.0)
-        saw(seen, small, 1.0, 1e-7)
-        seen.check([large, small])
+    saw(seen, large, 0.0)
+    seen.check([large, small])
+    saw(seen, small, 1.0, 1e-4)  # rounding, or an effect of eps
+    seen.check([large, small])
     saw(seen, small, 1.0)
-    with pytest.raises(RuntimeError, match="small"):
-        seen.check([large, small])
+    seen.check([large, small])
 
 
 def test_first_gradients_may_have_ten_times_the_part_along_the_weights_that_the_report_saw():

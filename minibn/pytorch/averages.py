@@ -57,18 +57,39 @@ def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool],
     loss.averages = _moved(loss, all_sets)
     idle = {i for i, names in enumerate(all_sets) if cancelled.issuperset(names)}
     touching = _touching(loss, all_sets, loss.averages) if idle else {}
+    matrices = {_layer(name) for name, p in loss.parameters.items() if p.ndim > 1}
+
+    def of_a_norm(names: Sequence[str]) -> bool:  # γ, or a β that a later norm takes out
+        return affine(names) or cancelled.issuperset(names) and not matrices & set(map(_layer, names))
+
+    def of_another_layer(i: int, reach: set[int]) -> bool:
+        layers = {_layer(name) for j in reach & idle for name in all_sets[j]}
+        return bool(layers) and not layers & set(map(_layer, all_sets[i]))
+
     sums = {name: reach for name, reach in touching.items() if reach & idle}  # of what a layer makes of its input, and its bias
     left = {i for reach in sums.values() for i in reach if affine(all_sets[i])}
     sets = _united(all_sets, sums, left)
     degrees, unfit = _degrees(loss, sets)
-    for spoils in (affine, cancelled.issuperset):  # a bias of the layer itself can be carried along, one from further up not
+    for spoils in (lambda i, _: of_a_norm(all_sets[i]), of_another_layer):  # the bias of a layer goes with that layer's weights
         if unfit:
             touching = touching or _touching(loss, all_sets, loss.averages)
-            left |= {i for name in unfit for i in touching[name] if spoils(all_sets[i])}
+            left |= {i for name in unfit for i in touching[name] - left if spoils(i, touching[name] - left)}
             sums |= {name: touching[name] for name in unfit}
             sets = _united(all_sets, sums, left)
             degrees, unfit = _degrees(loss, sets)
-    return Carried(sets, degrees, [all_sets[i] for i in sorted(left)], unfit, _evaluation(loss, sets, degrees))
+    evaluation = _evaluation(loss, sets, degrees, range(len(sets)))
+    if evaluation and evaluation > FIT:  # an average lags behind a shift that only the batch's own mean takes out
+        bad = [set(names) for k, names in enumerate(sets) if (_evaluation(loss, sets, degrees, [k]) or 0.0) > FIT]
+        left |= {i for i, names in enumerate(all_sets) if of_a_norm(names) and any(b.issuperset(names) for b in bad)}
+        sets = _united(all_sets, sums, left)
+        degrees, unfit = _degrees(loss, sets)
+        evaluation = _evaluation(loss, sets, degrees, range(len(sets)))
+    return Carried(sets, degrees, [all_sets[i] for i in sorted(left)], unfit, evaluation)
+
+
+def _layer(name):
+    """The module that a parameter belongs to."""
+    return name.rpartition(".")[0]
 
 
 def _moved(loss, sets):
@@ -118,9 +139,9 @@ def _misfits(loss, sets, rest, base, degrees):
     return bad
 
 
-def _evaluation(loss, sets, degrees):
-    """See `Carried.evaluation`."""
-    exponents = _random_exponents(sets)
+def _evaluation(loss, sets, degrees, chosen):
+    """See `Carried.evaluation`; only the sets with these numbers are rescaled."""
+    exponents = _random_exponents(sets) * np.isin(np.arange(len(sets)), list(chosen))
     try:
         before = loss.evaluated({})
         after = _at(loss, sets, exponents, lambda: loss.evaluated(_factors(degrees, exponents)))

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from minibn.pytorch.scales import APPROXIMATE
 
 NOTICED = 1e-2  # of the gradient: less may be the rounding of bfloat16
-LEAST = 1e-5  # of the largest gradient: what is smaller may be rounding alone
+LEAST = 1e-3  # of the largest gradient: what is smaller may be rounding, or an effect of eps
 Tensors = Iterable[torch.Tensor]
 
 
@@ -117,7 +117,7 @@ class Along:
     def __init__(self, usual: dict[Any, float | None]) -> None:
         self._usual = dict(usual)
         self._seen: dict[Any, tuple[Any, Any]] = {}  # what `_products` gives
-        self._largest = 0.0  # |∂L/∂w| |w| of a set so far
+        self._largest = 0.0  # the largest |∂L/∂w| |w| of a set so far
 
     @torch.no_grad()
     def saw(self, s: Any, p: torch.Tensor, gradient: torch.Tensor) -> None:
@@ -134,10 +134,13 @@ class Along:
         seen = {s: self._seen.pop(s) for s in sets if s in self._seen and all(p.grad is not None for p in s.members)}
         self._largest = max([self._largest, *(float(size) for _, size in seen.values() if torch.isfinite(size))])
         for s, backward in seen.items():
-            if not LEAST * self._largest < float(backward[1]) < math.inf:  # rounding alone, or what a GradScaler refuses: wait
+            if not float(backward[1]) < math.inf:  # a GradScaler will refuse it: wait for the next one
+                continue
+            usual = self._usual.pop(s)
+            if not float(backward[1]) > LEAST * self._largest:  # rounding, or an effect of eps alone: it says nothing
                 continue
             both = [backward, _sum([_products(p.grad, p) for p in s.members])]
-            part, usual = min(abs(float(product / size)) for product, size in both if size > 0), self._usual.pop(s)
+            part = min(abs(float(product / size)) for product, size in both if size > 0)
             if part > APPROXIMATE and part > 10 * (usual or 0.0):
                 self._usual[s] = usual
                 raise RuntimeError(f"the first gradient of {s.title} is not orthogonal to these weights, so they are not "
