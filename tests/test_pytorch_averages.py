@@ -205,7 +205,9 @@ def without_a_norm_between():
 
 def with_a_linear_bottleneck():
     """A norm without an activation, then a layer without a bias: γ and β count in evaluation alone, and one by one."""
-    return nn.Sequential(n.conv(3, 4), n.bn(4), n.conv(4, 4, 1), n.bn(4), nn.ReLU(), *n.head(4))
+    model = nn.Sequential(n.conv(3, 4), n.bn(4), n.conv(4, 4, 1), n.bn(4), nn.ReLU(), *n.head(4))
+    nn.init.constant_(model[1].bias, 0.5)
+    return model
 
 
 @pytest.mark.parametrize("make", [with_a_norm_first, without_a_norm_between, with_a_linear_bottleneck])

@@ -93,7 +93,7 @@ def _layer(name):
 
 
 def _moved(loss, sets):
-    """The buffers that a forward pass changes, and by other amounts if the sets are multiplied by powers of two."""
+    """The buffers that a forward pass changes, and by other amounts if the sets are multiplied by numbers of their own."""
     loss.averages = loss.changed()
     base, after = loss.running(), _at(loss, sets, _random_exponents(sets), loss.running)
     return [name for name in base if not torch.allclose(after[name], base[name], rtol=FIT, atol=1e-12)]
@@ -128,7 +128,7 @@ def _rest(loss):
 
 
 def _misfits(loss, sets, rest, base, degrees):
-    """Buffers that do not move as their degrees say, when each set is multiplied by a power of two of its own."""
+    """Buffers that do not move as their degrees say, when each set is multiplied by a number of its own."""
     exponents = _random_exponents(sets)
     after, bad = _at(loss, sets, exponents, loss.running), []
     factors = _factors(degrees, exponents)
@@ -151,7 +151,8 @@ def _evaluation(loss, sets, degrees, chosen):
 
 
 def _random_exponents(sets):
-    return np.random.default_rng(0).integers(1, 4, len(sets)).astype(float)
+    """All different, so that no two sets change alike."""
+    return np.random.default_rng(0).uniform(0.5, 3, len(sets))
 
 
 def _factors(degrees, exponents):
