@@ -14,6 +14,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau  # noqa: E402
 from minibn.pytorch import remove_weight_decay, report  # noqa: E402
 
 
+def report_on_images(model):
+    return report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+
+
 @kinds
 def test_evaluation_is_right_at_every_step(kind):
     """Just before and after the weights are brought back, too."""
@@ -86,7 +90,7 @@ def test_architectures_train_and_evaluate_as_without_the_line(make, no_decay):
         groups = [{"params": matrices}, {"params": vectors, **({"weight_decay": 0.0} if no_decay else {})}]
         optimizer, losses = torch.optim.SGD(groups, lr=0.02, momentum=0.9, weight_decay=0.05), []
         if convert:
-            found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+            found = report_on_images(model)
             handle = remove_weight_decay(optimizer, found, mixed="move")
             assert handle.found.carried.unfit == []
         for t in range(24):
@@ -165,7 +169,7 @@ class Attributes(OtherNames):
 def test_what_a_model_keeps_of_its_batches_outside_its_buffers_is_noticed():
     torch.manual_seed(0)
     model = nn.Sequential(n.conv(3, 4), Attributes(4), nn.ReLU(), *n.head(4)).double()
-    found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+    found = report_on_images(model)
     assert "in evaluation mode rescaled weights change the loss" in str(found)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
     with pytest.raises(ValueError, match="outside its buffers, .* register_buffer"):
@@ -231,7 +235,7 @@ class Cooling(nn.Module):
 def test_buffers_that_have_nothing_to_do_with_the_weights_scale_are_left_alone():
     torch.manual_seed(0)
     model = nn.Sequential(n.conv(3, 4), Cooling(), n.bn(4), nn.ReLU(), *n.head(4)).double()
-    found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+    found = report_on_images(model)
     assert found.carried.unfit == []
     assert sorted(found.carried.degrees) == ["2.running_mean", "2.running_var"]
 
@@ -278,7 +282,7 @@ class Distance(nn.Module):
 def test_running_averages_that_follow_no_power_of_the_scale_are_refused():
     torch.manual_seed(0)
     model = nn.Sequential(n.conv(3, 4), Distance(), n.bn(4), nn.ReLU(), *n.head(4)).double()
-    found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+    found = report_on_images(model)
     assert found.carried.unfit == ["1.mean"]
     assert "unless averages=False: running averages cannot be carried along: 1.mean" in str(found)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)

@@ -58,31 +58,31 @@ def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool],
     idle = {i for i, names in enumerate(all_sets) if cancelled.issuperset(names)}
     touching = _touching(loss, all_sets, loss.averages) if idle else {}
     matrices = {_layer(name) for name, p in loss.parameters.items() if p.ndim > 1}
+    norms = {i for i, names in enumerate(all_sets)  # γ, or a β that a later norm takes out
+             if affine(names) or i in idle and not matrices & set(map(_layer, names))}
 
-    def of_a_norm(names: Sequence[str]) -> bool:  # γ, or a β that a later norm takes out
-        return affine(names) or cancelled.issuperset(names) and not matrices & set(map(_layer, names))
+    def of_other_layers(reach: set[int]) -> set[int]:  # than those whose bias is in reach
+        layers = {_layer(name) for i in reach & idle for name in all_sets[i]}
+        return {i for i in reach if layers and not layers & set(map(_layer, all_sets[i]))}
 
-    def of_another_layer(i: int, reach: set[int]) -> bool:
-        layers = {_layer(name) for j in reach & idle for name in all_sets[j]}
-        return bool(layers) and not layers & set(map(_layer, all_sets[i]))
+    def fitted() -> tuple[list[tuple[str, ...]], Degrees, list[str]]:  # without the sets in `left`
+        sets = _united(all_sets, sums, left)
+        return sets, *_degrees(loss, sets)
 
     sums = {name: reach for name, reach in touching.items() if reach & idle}  # of what a layer makes of its input, and its bias
     left = {i for reach in sums.values() for i in reach if affine(all_sets[i])}
-    sets = _united(all_sets, sums, left)
-    degrees, unfit = _degrees(loss, sets)
-    for spoils in (lambda i, _: of_a_norm(all_sets[i]), of_another_layer):  # the bias of a layer goes with that layer's weights
+    sets, degrees, unfit = fitted()
+    for spoiling in (norms.intersection, of_other_layers):  # the bias of a layer goes with that layer's weights
         if unfit:
             touching = touching or _touching(loss, all_sets, loss.averages)
-            left |= {i for name in unfit for i in touching[name] - left if spoils(i, touching[name] - left)}
+            left |= {i for name in unfit for i in spoiling(touching[name] - left)}
             sums |= {name: touching[name] for name in unfit}
-            sets = _united(all_sets, sums, left)
-            degrees, unfit = _degrees(loss, sets)
+            sets, degrees, unfit = fitted()
     evaluation = _evaluation(loss, sets, degrees, range(len(sets)))
     if evaluation and evaluation > FIT:  # an average lags behind a shift that only the batch's own mean takes out
         bad = [set(names) for k, names in enumerate(sets) if (_evaluation(loss, sets, degrees, [k]) or 0.0) > FIT]
-        left |= {i for i, names in enumerate(all_sets) if of_a_norm(names) and any(b.issuperset(names) for b in bad)}
-        sets = _united(all_sets, sums, left)
-        degrees, unfit = _degrees(loss, sets)
+        left |= {i for i in norms if any(names.issuperset(all_sets[i]) for names in bad)}
+        sets, degrees, unfit = fitted()
         evaluation = _evaluation(loss, sets, degrees, range(len(sets)))
     return Carried(sets, degrees, [all_sets[i] for i in sorted(left)], unfit, evaluation)
 

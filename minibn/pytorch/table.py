@@ -83,11 +83,10 @@ def _summary(found, sizes, total, verdict):
         refused = sum(converted.startswith("no") for _, converted in verdict.values())
         if refused:
             yield f"{len(found.groups) - refused} of these will be converted; the reasons for the others are in the table"
-        if refused == len(found.groups):
-            pass  # nothing to say about how exact it will be
-        elif max(found.gaps) <= EXACT:
+        converts, exact = refused < len(found.groups), max(found.gaps) <= EXACT
+        if converts and exact:
             yield "weight decay can be removed from them exactly"
-        else:
+        elif converts:
             yield ("weight decay can be removed from them approximately: the gaps come from the normalisations' eps, here "
                    f"up to {found.eps:g}; with eps = {TINY_EPS:g} it is exact. With all sets doubled, the loss changes by "
                    f"{found.change[0]:.0e} and its gradient by {found.change[1]:.0e} of itself")

@@ -190,9 +190,8 @@ class Asleep:
         if not self._woken:
             return
         for s in sets:
-            pairs = [(p.grad.detach(), p.detach()) for p in s.members if p.grad is not None]
-            product = sum(float(torch.sum(g * p.conj()).real) for g, p in pairs)
-            size = sum(float(torch.linalg.vector_norm(g) * torch.linalg.vector_norm(p)) for g, p in pairs)
+            pairs = [_products(p.grad, p) for p in s.members if p.grad is not None]
+            product, size = map(float, _sum([(0.0, 0.0), *pairs]))
             if abs(product) > 1e-2 * size:
                 raise RuntimeError("parameters that had no effect on the batch of report(...) take part now, and with them "
                                    f"{s.title} are not scale-invariant any more: <gradient, weights> is {product / size:.1e} "
