@@ -72,9 +72,17 @@ class Architecture:
         """Norm and ReLU for branch and shortcut together, as at the start of a PreResNet's stage."""
         return nn.Sequential(self.norm(), nn.ReLU(), nn.Residual(self.branch(), self.conv()))
 
-    def measured(self, names):
+    def measured(self, names, parameters=None):
         """How much the output changes, relative to its spread over the batch, if `names` (or {name: exponent}) are scaled."""
-        return probe(self.output, self.parameters(), names, scales=[1.7]).value_gap
+        return probe(self.output, parameters or self.parameters(), names, scales=[1.7]).value_gap
+
+    def measured_nearby(self, names):
+        """The same at other weights, the largest of several: at one point a function that is not invariant may be flat.
+
+        A channel that ReLU leaves a single number of is the same after InstanceNorm, whatever that number is.
+        """
+        near = ({n: v * self.rng.uniform(0.5, 1.5, v.shape) for n, v in self.parameters().items()} for _ in range(8))
+        return max(self.measured(names, parameters) for parameters in near)
 
     def parameters(self):
         return {name: p.data for name, p in self.model.named_parameters()}
@@ -132,7 +140,7 @@ def test_static_answer_is_the_measured_one(architecture, random):
         if found.is_scale_invariant(names):
             assert gap < INVARIANT, names
         else:
-            assert gap > CHANGED, names
+            assert gap > CHANGED or architecture.measured_nearby(names) > CHANGED, names
     for name in found.names:
         assert name in found.explain(name)
         assert name in str(found)
