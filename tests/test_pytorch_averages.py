@@ -137,6 +137,20 @@ def test_a_channel_that_is_dead_on_the_batch_of_the_report_and_lives_later():
     assert_evaluations_agree(lambda: nn.Sequential(n.conv(3, 3, groups=3), n.bn(3), nn.ReLU(), *n.head(3)), (black, y))
 
 
+def test_a_channel_that_an_activation_left_dead_is_not_normalised():
+    """The next layer makes it a constant, its bias: without eps, BatchNorm would magnify that number's rounding errors."""
+    def model():
+        second = nn.BatchNorm2d(4, 1e-12)
+        layers = [n.conv(3, 4), n.bn(4), nn.ReLU6(), n.conv(4, 4, groups=4, bias=True), second, nn.ReLU6(), *n.head(4)]
+        with torch.no_grad():
+            layers[1].bias[0] = -40.0
+        return nn.Sequential(*layers)
+
+    found = report_on_images(model().double())
+    assert {("0.weight",), ("3.weight",), ("3.bias",)} <= set(found.groups)
+    assert_evaluations_agree(model)
+
+
 class OtherNames(nn.Module):
     """BatchNorm as in courses: its buffers are called as their author liked."""
 

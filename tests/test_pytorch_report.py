@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from minibn import invariance  # noqa: E402
 from minibn.pytorch import report  # noqa: E402
+from minibn.pytorch.exact import Exact  # noqa: E402
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))
@@ -191,3 +192,39 @@ def test_sets_that_do_not_hold_do_not_spoil_those_after_them():
     found = report(model, lambda m: F.cross_entropy(m(x), torch.tensor([0, 1])))
     assert found.groups == [("0.weight",), ("3.weight",), ("6.weight",)]
     assert set(found.refused) == {("1.weight",), ("1.bias",), ("4.weight",), ("4.bias",)}
+
+
+CENTRED = {"batch": lambda x, g, b: F.batch_norm(x, None, None, g, b, True, eps=1e-20),
+         "instance": lambda x, g, b: F.instance_norm(x, None, None, g, b, eps=1e-20),
+         "group": lambda x, g, b: F.group_norm(x, 2, g, b, 1e-20),
+         "layer": lambda x, g, b: F.layer_norm(x.movedim(1, -1), (4,), g, b, 1e-20).movedim(-1, 1)}
+
+
+@pytest.mark.parametrize("name", CENTRED)
+def test_without_eps_a_constant_becomes_the_shift_and_the_rest_is_normalised_as_ever(name):
+    """Its rounding errors are not normalised, and no gradient goes into it."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    x[1] = 1 + 0.01 * x[1]  # this is no constant
+    constant = torch.zeros(x.shape, dtype=bool)
+    constant[(slice(None), [2]) if name == "batch" else (2,)] = True
+    x[constant] = 0.1 + 1e-15 * torch.randn(int(constant.sum()), dtype=x.dtype)
+    x.requires_grad_()
+    gain, shift = torch.rand(2, 4, dtype=torch.float64)
+    usual = CENTRED[name](x, gain, shift)
+    with Exact(tiny=True):
+        y = CENTRED[name](x, gain, shift)
+    (gradient,) = torch.autograd.grad((y * torch.randn_like(y)).sum(), x)
+    assert torch.equal(y[constant], shift.reshape(4, 1, 1).expand(x.shape)[constant])
+    assert not gradient[constant].any()
+    assert gradient[~constant].all()
+    assert float((y - usual)[~constant].detach().abs().max()) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("norm", [F.batch_norm, lambda *a: F.instance_norm(*a, use_input_stats=False)])
+def test_a_constant_that_is_normalised_by_running_averages_keeps_its_value(norm):
+    x = torch.full((2, 3, 2, 2), 0.1, dtype=torch.float64)
+    averages = torch.rand(2, 3, dtype=torch.float64)
+    with Exact(tiny=True):
+        y = norm(x, *averages)
+    torch.testing.assert_close(y, norm(x, *averages), rtol=1e-3, atol=1e-3)

@@ -8,10 +8,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 TINY_EPS = 1e-30  # torch refuses 0 in BatchNorm, and others would give NaN for a constant channel
+CONSTANT = 1e-24  # a variance below this share of the mean square is what rounding left of a constant
 LARGEST_EPS = 1e-2  # a number up to this one that is added to a tensor is taken for an eps
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
          torch.complex64: torch.complex128}
 EPS_AT = {"layer_norm": 4, "rms_norm": 3, "group_norm": 4, "batch_norm": 7, "instance_norm": 7, "normalize": 3}
+CENTRED = {"layer_norm", "group_norm", "batch_norm", "instance_norm"}
 DEFAULT_EPS = dict.fromkeys(EPS_AT, 1e-5) | {"normalize": 1e-12}
 ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 CASTS = {"float", "half", "bfloat16"}
@@ -56,6 +58,9 @@ class Exact(TorchFunctionMode):
             kwargs["eps"] = self._eps(self.floor if name == "rms_norm" else DEFAULT_EPS[name])
         if not self.tiny:
             self._note(_variance(name, args, kwargs), args[at] if len(args) > at and args[at] is not None else kwargs["eps"])
+        elif name in CENTRED and _of_its_input(name, args, kwargs):
+            x, args = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
+            args = (_without_constants(name, (x, *args), kwargs), *args)
         return args, kwargs
 
     def _note(self, variance, eps):
@@ -71,13 +76,36 @@ class Exact(TorchFunctionMode):
 
 def _variance(name, args, kwargs):
     """What eps is added to in this normalisation, or nearly so."""
+    x, axes = _samples(name, args, kwargs)
+    return x.var(axes, unbiased=False) if name in CENTRED else x.square().mean(axes)
+
+
+def _of_its_input(name, args, kwargs):
+    """Whether mean and variance are those of the input, not running averages."""
+    if name not in ("batch_norm", "instance_norm"):
+        return True
+    flag, default = ("training", False) if name == "batch_norm" else ("use_input_stats", True)
+    return args[5] if len(args) > 5 else kwargs.get(flag, default)
+
+
+def _without_constants(name, args, kwargs):
+    """The input with 0 for whatever is constant, such as a channel that an activation before the layer left dead.
+
+    With any eps it becomes 0, or nearly. Without one, rounding errors would be normalised.
+    """
+    x, axes = _samples(name, args, kwargs)
+    constant = x.var(axes, unbiased=False, keepdim=True) <= CONSTANT * x.square().mean(axes, keepdim=True)
+    if not constant.any():
+        return args[0]
+    return torch.where(constant, 0.0, args[0].reshape(x.shape)).reshape(args[0].shape)
+
+
+def _samples(name, args, kwargs):
+    """(the input without its gradient, in a shape where each normalisation is over `axes`, these axes)."""
     given = [*args, *(kwargs[key] for key in ("input", "normalized_shape", "num_groups") if key in kwargs)]
     x, more = given[0].detach(), given[1:]
     if name == "batch_norm":
-        return x.var([i for i in range(x.ndim) if i != 1], unbiased=False)
+        return x, [i for i in range(x.ndim) if i != 1]
     if name in ("group_norm", "instance_norm"):
-        groups = more[0] if name == "group_norm" else x.shape[1]
-        return x.reshape(len(x), groups, -1).var(-1, unbiased=False)
-    if name == "layer_norm":
-        return x.flatten(-len(more[0])).var(-1, unbiased=False)
-    return x.square().mean(-1)  # rms_norm, normalize
+        return x.reshape(len(x), more[0] if name == "group_norm" else x.shape[1], -1), [-1]
+    return x.flatten(-len(more[0])) if name == "layer_norm" else x, [-1]
