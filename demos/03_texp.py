@@ -12,7 +12,7 @@ import numpy as np
 from minibn import experiment
 
 # %%
-settings = {**lab.images, "affine": False, "fixed": True, "dtype": "float64", "width": lab.size(8, 4), "epochs": lab.size(30, 4)}
+settings = {**lab.images, "affine": False, "fixed": True, "dtype": "float64", "width": lab.size(8, 4), "epochs": lab.size(30, 3)}
 labels = {"step": "step decay", "texp": "TEXP", "texp++": "TEXP++"}
 runs = {name: experiment.run(experiment.Experiment(schedule=name, **settings), description=label)
         for name, label in labels.items()}

@@ -22,8 +22,8 @@ from minibn.training import fit
 # %%
 split, rng = experiment.Experiment(**lab.images).split, np.random.default_rng(3)
 noisy = np.where(rng.random(len(split.y_train)) < 0.5, rng.integers(10, size=len(split.y_train)), split.y_train)
-epochs, seeds, batch = lab.size(36, 8), range(lab.size(4, 1)), 64
-lr, momentum, weight_decay = 0.1, 0.9, lab.size(1e-2, 2e-2)
+epochs, seeds, batch = lab.size(36, 6), range(lab.size(4, 1)), 64
+lr, momentum, weight_decay = 0.1, 0.9, lab.size(1e-2, 2.5e-2)
 per_epoch = len(noisy) // batch
 steps = epochs * per_epoch
 drop = steps // 3

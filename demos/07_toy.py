@@ -25,7 +25,7 @@ from minibn.optim import Step
 from minibn.paper import section3 as toy
 
 lr, weight_decay, seeds, dim = 0.1, 1e-2, lab.size(100, 10), 20
-steps = lab.size(60_000, 10_000)
+steps = lab.size(60_000, 6_000)
 every = steps // 500
 
 

@@ -15,7 +15,7 @@ from minibn.optim import SGD
 from minibn.training import convert, fit
 
 # %%
-digits, epochs, batch = data.digits("float64"), lab.size(20, 2), 64
+digits, epochs, batch = data.digits("float64"), lab.size(20, 1), 64
 steps = epochs * (len(digits.y_train) // batch)
 
 

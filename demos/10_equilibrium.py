@@ -16,10 +16,10 @@ from minibn.training import fit
 split = data.digits()
 labels = np.random.default_rng(7).integers(10, size=len(split.y_train))
 results = []
-settings = [(lr, decay) for lr in lab.size((0.05, 0.2), (0.2,)) for decay in lab.size((1e-3, 2e-3, 5e-3), (5e-3,))]
+settings = [(lr, decay) for lr in lab.size((0.05, 0.2), (0.2,)) for decay in lab.size((1e-3, 2e-3, 5e-3), (1e-2,))]
 for lr, decay in settings:
     one = experiment.Experiment(model="vgg", affine=False, fixed=True, schedule="constant", lr=lr, weight_decay=decay, batch=32,
-                                epochs=lab.size(60, 8))
+                                epochs=lab.size(60, 5))
     net = one.network()
     optimizers = one.optimizers(net)
     history = fit(net, optimizers, split.x_train, labels, epochs=one.epochs, batch_size=one.batch, rng=np.random.default_rng(1),

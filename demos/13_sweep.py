@@ -20,7 +20,7 @@ rates, decays = lab.size(([0.025, 0.05, 0.1, 0.2, 0.4, 0.8], [5e-4, 1e-3, 2e-3, 
                          ([0.05, 0.2, 0.8], [1e-3, 4e-3, 16e-3]))
 path = lab.flags.output / f"13_sweep{'-quick' if lab.flags.quick else ''}.jsonl"
 command = ["sweep", "--model", "vgg", "--no-affine", "--fixed", "--schedule", "constant", "--batch", "32",
-           "--epochs", str(lab.size(12, 3)), "--lr", *map(str, rates), "--weight-decay", *map(str, decays), "--output", str(path)]
+           "--epochs", str(lab.size(12, 2)), "--lr", *map(str, rates), "--weight-decay", *map(str, decays), "--output", str(path)]
 command += ["--data", lab.flags.data] + (["--path", lab.images["path"]] if lab.images["path"] else [])
 command += ["--no-checksum"] if lab.flags.no_checksum else []
 print("minibn", *command, flush=True)

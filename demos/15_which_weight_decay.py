@@ -24,7 +24,7 @@ images, labels = split.x_train[:count], split.y_train[:count].copy()
 wrong = rng.random(count) < 0.5
 labels[wrong] = rng.integers(10, size=wrong.sum())
 per_epoch = count // batch
-epochs = lab.size(8, 10)
+epochs = lab.size(8, 7)
 steps = epochs * per_epoch
 choices = {"all": ("conv", "norm", "head"), "all but γ, β, biases": ("conv", "head"), "convolutions": ("conv",),
            "last layer": ("head",), "none": ()}
@@ -46,7 +46,7 @@ def train(decayed, seed, convert=False, dtype="float32"):
     net = models.preresnet(8, in_channels=1, width=lab.size(8, 4), eps=0.0, rng=np.random.default_rng(seed), dtype=dtype)
     optimizers = {}
     for one, parameters in kinds(net).items():
-        schedule = usual(1e-2 if one in decayed else 0.0)
+        schedule = usual(lab.size(1e-2, 2e-2) if one in decayed else 0.0)
         optimizers[one] = SGD(parameters, remove_weight_decay(schedule) if convert and one == "conv" else schedule)
     x = images.astype(dtype)
     history = fit(net, optimizers, x, labels, epochs=epochs, batch_size=batch, rng=np.random.default_rng(seed + 100),

@@ -42,7 +42,7 @@ def test_demos_on_other_images(tmp_path):
     done = run("03_texp", "08_normalisers", *flags, "--no-checksum")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "1 of 1 demos hold" in done.stdout
-    assert "losses of 8 steps" in done.stdout  # 4 epochs of 2 batches
+    assert "losses of 6 steps" in done.stdout  # 3 epochs of 2 batches
     assert "needed uint8 of (60000, 28, 28)" in run("03_texp", *flags).stderr
     assert "these demos take no other images" in run("08_normalisers", *flags).stderr
     assert "--data fashion-mnist needs --path" in run("--data", "fashion-mnist").stderr

@@ -91,8 +91,8 @@ def test_pytorch_computes_the_same():
 # ---- which weights of a transformer may be rescaled ----
 
 
-def gpt(**options):
-    return models.gpt(7, length=6, width=8, depth=1, heads=2, eps=0.0, rng=np.random.default_rng(0), dtype="float64", **options)
+def gpt(width=8, **options):
+    return models.gpt(7, length=6, width=width, depth=1, heads=2, eps=0.0, rng=np.random.default_rng(0), dtype="float64", **options)
 
 
 STREAM = ("embedding.weight", "block1.mix.branch.attention.out.weight", "block1.feed.branch.mlp.down.weight")
@@ -149,7 +149,7 @@ def test_measurement_agrees(name):
 @pytest.mark.parametrize("name", ["pre-norm", "gains", "peri-norm and qk-norm", "tied", "gelu, learned positions"])
 def test_a_whole_transformer_s_gradient(name):
     rng = np.random.default_rng(0)
-    check_gradient(gpt(**GROUPS[name][0]), rng.integers(7, size=(2, 5)), rng=rng)
+    check_gradient(gpt(4, **GROUPS[name][0]), rng.integers(7, size=(2, 5)), rng=rng)
 
 
 def test_norms_that_mix_positions_are_refused():
