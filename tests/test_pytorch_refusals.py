@@ -192,7 +192,7 @@ def saw(seen, s, part, size=1.0):
     seen.saw(s, p, p.grad)
 
 
-def test_first_gradients_that_are_not_finite_wait_and_those_that_are_next_to_nothing_say_nothing():
+def test_gradients_that_are_not_finite_or_next_to_nothing_say_nothing_and_the_next_one_is_looked_at():
     large, small = some("large"), some("small")
     seen = watch.Along({large: 0.0, small: 0.0})
     saw(seen, large, 0.5, torch.inf)
@@ -205,7 +205,32 @@ def test_first_gradients_that_are_not_finite_wait_and_those_that_are_next_to_not
     saw(seen, small, 1.0, 1e-4)  # rounding, or an effect of eps
     seen.check([large, small])
     saw(seen, small, 1.0)
-    seen.check([large, small])
+    with pytest.raises(RuntimeError, match="small"):
+        seen.check([large, small])
+
+
+def test_after_a_hundred_gradients_next_to_nothing_a_set_is_not_looked_at_any_more():
+    large, never = some("large"), some("never")
+    seen = watch.Along({large: 0.0, never: 0.0})
+    for _ in range(watch.PATIENCE):
+        saw(seen, large, 0.0)
+        saw(seen, never, 1.0, 1e-4)
+        seen.check([large, never])
+    saw(seen, never, 1.0)
+    seen.check([large, never])
+
+
+def test_frozen_statistics_are_noticed_behind_a_head_that_starts_at_0():
+    """There the first gradient is 0. The second one says it."""
+    def at_0(model, optimizer):
+        torch.nn.init.zeros_(model[-1].weight)
+        return remove(model, optimizer)
+
+    script = Script(at_0)
+    script.train(1, step=with_frozen_statistics)
+    with pytest.raises(RuntimeError, match=r"first gradient of .* is not orthogonal"):
+        script.train(1, step=with_frozen_statistics)
+    assert_same(Script(lambda model, _: torch.nn.init.zeros_(model[-1].weight)).train(20), Script(at_0).train(20))
 
 
 def test_first_gradients_may_have_ten_times_the_part_along_the_weights_that_the_report_saw():

@@ -92,7 +92,8 @@ def test_pytorch_computes_the_same():
 
 
 def gpt(width=8, **options):
-    return models.gpt(7, length=6, width=width, depth=1, heads=2, eps=0.0, rng=np.random.default_rng(0), dtype="float64", **options)
+    rng = np.random.default_rng(0)
+    return models.gpt(7, length=6, width=width, depth=1, heads=2, eps=0.0, rng=rng, dtype="float64", **options)
 
 
 STREAM = ("embedding.weight", "block1.mix.branch.attention.out.weight", "block1.feed.branch.mlp.down.weight")

@@ -18,6 +18,7 @@ from minibn.pytorch.scales import APPROXIMATE
 
 NOTICED = 1e-2  # of the gradient: less may be the rounding of bfloat16
 LEAST = 1e-3  # of the largest gradient: what is smaller may be rounding, or an effect of eps
+PATIENCE = 100  # so many gradients of a set are looked at, while they are that small: behind a head that starts at 0
 Tensors = Iterable[torch.Tensor]
 
 
@@ -117,6 +118,7 @@ class Along:
     def __init__(self, usual: dict[Any, float | None]) -> None:
         self._usual = dict(usual)
         self._seen: dict[Any, tuple[Any, Any]] = {}  # what `_products` gives
+        self._waited = dict.fromkeys(usual, 0)  # {set: how many of its gradients were next to nothing}
         self._largest = 0.0  # the largest |∂L/∂w| |w| of a set so far
 
     @torch.no_grad()
@@ -136,16 +138,19 @@ class Along:
         for s, backward in seen.items():
             if not float(backward[1]) < math.inf:  # a GradScaler will refuse it: wait for the next one
                 continue
-            usual = self._usual.pop(s)
+            usual = self._usual[s]
             if not float(backward[1]) > LEAST * self._largest:  # rounding, or an effect of eps alone: it says nothing
+                self._waited[s] += 1
+                if self._waited[s] == PATIENCE:
+                    del self._usual[s]
                 continue
             both = [backward, _sum([_products(p.grad, p) for p in s.members])]
             part = min(abs(float(product / size)) for product, size in both if size > 0)
             if part > APPROXIMATE and part > 10 * (usual or 0.0):
-                self._usual[s] = usual
                 raise RuntimeError(f"the first gradient of {s.title} is not orthogonal to these weights, so they are not "
                                    f"scale-invariant: <gradient, weights> is {part:.2g} of |gradient| |weights|. "
                                    f"{_NO_REPORT if usual is None else _OTHER_LOSS}")
+            del self._usual[s]
             if usual is not None and part > max(10 * usual, NOTICED):
                 warnings.warn(f"the first gradient of {s.title} is less orthogonal to these weights than in the report: "
                               f"<gradient, weights> is {part:.1g} of |gradient| |weights|, in the report {usual:.1g}. "
