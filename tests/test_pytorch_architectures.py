@@ -182,7 +182,7 @@ def test_a_gap_that_is_no_approximation_is_refused(eps):
         model[0].weight.mul_(1e-3)
     report = found(lambda: model)
     assert report.groups == []
-    assert f"eps, up to {eps}, is too large for them" in report.refused[("0.weight",)]
+    assert f"eps, up to {eps}, has too large a part in their gradient" in report.refused[("0.weight",)]
 
 
 def test_few_images_do_not_make_eps_too_large():

@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
+import networks as n  # noqa: E402
 from scripts import Script, assert_same, loss_of, remove  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -42,6 +43,20 @@ def test_what_is_refused():
         remove_weight_decay(optimizer, convs)
     with pytest.raises(ValueError, match="converted already; call .remove"):
         remove_weight_decay(optimizer, [model[0].weight])
+
+
+def test_a_report_without_groups_says_in_the_error_what_stands_in_the_way():
+    """The embedding is tied to the last layer, and q, k and v are one matrix."""
+    torch.manual_seed(0)
+    model, tokens = n.GPT(tied=True, qk_norm=True), torch.randint(16, (4, 6))
+    found = report(model, lambda m: m(tokens))
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match=r"nothing to convert: .*are one tensor \(tied\).*\(q, k and v apart\)") as refused:
+        remove_weight_decay(optimizer, found)
+    assert all(hint in str(refused.value) for hint in found.hints)
+    plain = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="nothing to convert: the report found no .* A model without normalisation has none"):
+        remove_weight_decay(torch.optim.SGD(plain.parameters()), report(plain, lambda m: m(torch.ones(1, 2)).square().sum()))
 
 
 def test_adding_to_weight_decay_is_refused():

@@ -194,6 +194,55 @@ def test_sets_that_do_not_hold_do_not_spoil_those_after_them():
     assert set(found.refused) == {("1.weight",), ("1.bias",), ("4.weight",), ("4.bias",)}
 
 
+def with_class_weights(model, x, y):
+    return F.cross_entropy(model(x), y, weight=torch.linspace(0.5, 1, 10, dtype=torch.float32))
+
+
+def with_a_teacher(model, x, _):
+    torch.manual_seed(1)
+    teacher = network(1e-5).float().eval()
+    with torch.no_grad():
+        target = teacher(x.float())
+    return F.kl_div(model(x).log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+def with_a_critic(model, x, _):
+    torch.manual_seed(1)
+    return -nn.Sequential(nn.Linear(10, 4), nn.Tanh(), nn.Linear(4, 1)).float()(model(x)).mean()
+
+
+def with_a_matrix(model, x, y):
+    return F.cross_entropy(model(x) @ torch.linspace(-1, 1, 100, dtype=torch.float32).reshape(10, 10), y)
+
+
+def with_a_gradient_penalty(model, x, y):
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    return F.cross_entropy(model(x), y) + gradient.square().mean()
+
+
+@pytest.mark.parametrize("loss", [with_class_weights, with_a_teacher, with_a_critic, with_a_matrix, with_a_gradient_penalty])
+def test_what_the_loss_brings_along_may_be_of_the_scripts_own_dtype(loss):
+    model = network(1e-5).float()
+    found = report(model, lambda m: loss(m, X[:32].float(), Y[:32]))
+    assert found.groups == report(model, lambda m: F.cross_entropy(m(X[:32]), Y[:32])).groups
+    assert max(found.gaps) < 1e-2
+
+
+def test_what_the_loss_writes_into_a_tensor_of_its_own_is_not_lost():
+    means, total = torch.zeros(10), torch.zeros(())
+
+    def loss(model):
+        y = model(X[:32])
+        means[:] = y.detach().mean(0)
+        total.add_(y.detach().sum())
+        return F.cross_entropy(y, Y[:32])
+
+    report(network(1e-5).float(), loss)
+    assert means.all()
+    assert total != 0
+
+
 CENTRED = {"batch": lambda x, g, b: F.batch_norm(x, None, None, g, b, True, eps=1e-20),
          "instance": lambda x, g, b: F.instance_norm(x, None, None, g, b, eps=1e-20),
          "group": lambda x, g, b: F.group_norm(x, 2, g, b, 1e-20),

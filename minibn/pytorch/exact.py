@@ -4,11 +4,13 @@ Wherever eps stands, an attribute of a module or a number in its code, and where
 float32, `Exact` sees the call on its way into torch and changes it.
 """
 
+from typing import Any
+
 import torch
 from torch.overrides import TorchFunctionMode
 
 TINY_EPS = 1e-30  # torch refuses 0 in BatchNorm, and others would give NaN for a constant channel
-CONSTANT = 1e-24  # a variance below this share of the mean square is what rounding left of a constant
+CONSTANT = 1e-24  # a variance below this share of the squared mean is what rounding left of a constant
 LARGEST_EPS = 1e-2  # a number up to this one that is added to a tensor is taken for an eps
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
          torch.complex64: torch.complex128}
@@ -17,6 +19,7 @@ CENTRED = {"layer_norm", "group_norm", "batch_norm", "instance_norm"}
 DEFAULT_EPS = dict.fromkeys(EPS_AT, 1e-5) | {"normalize": 1e-12}
 ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 CASTS = {"float", "half", "bfloat16"}
+OWN_TENSORS = {"grad", "backward"}  # functions that want the very tensors of the script, not a copy of them
 
 
 class Exact(TorchFunctionMode):
@@ -36,6 +39,7 @@ class Exact(TorchFunctionMode):
         kwargs, name = dict(kwargs or {}), getattr(function, "__name__", "")
         if name in CASTS:
             return args[0].double() if args and not args[0].is_complex() else args[0]
+        args, kwargs = _of_one_width(name, args, kwargs)
         args = tuple(WIDER.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
         if kwargs.get("dtype") in WIDER:
             kwargs["dtype"] = WIDER[kwargs["dtype"]]
@@ -74,6 +78,29 @@ class Exact(TorchFunctionMode):
         return TINY_EPS if self.tiny else x
 
 
+def widened(x: Any) -> Any:
+    """`x` with all floating-point tensors in it in float64, all complex ones in complex128."""
+    if isinstance(x, torch.Tensor):
+        return x.to(WIDER.get(x.dtype, x.dtype))
+    if isinstance(x, dict):
+        return {key: widened(value) for key, value in x.items()}
+    if type(x) in (tuple, list):
+        return type(x)(map(widened, x))
+    return x
+
+
+def _of_one_width(name, args, kwargs):
+    """(args, kwargs), in float64 where tensors of both widths meet, such as the copy's outputs and weights of classes."""
+    if len(args) + len(kwargs) < 2:  # most of the calls look up an attribute
+        return args, kwargs
+    dtypes = {a.dtype for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)}
+    if dtypes.isdisjoint(WIDER.values()) or dtypes.isdisjoint(WIDER) or name in OWN_TENSORS or "out" in kwargs:
+        return args, kwargs
+    if name.startswith(("__i", "__set")) or name.endswith("_") and not name.endswith("__"):  # it writes to its first tensor
+        return (args[0], *widened(args[1:])), widened(kwargs)
+    return widened(args), widened(kwargs)
+
+
 def _variance(name, args, kwargs):
     """What eps is added to in this normalisation, or nearly so."""
     x, axes = _samples(name, args, kwargs)
@@ -94,7 +121,8 @@ def _without_constants(name, args, kwargs):
     With any eps it becomes 0, or nearly. Without one, rounding errors would be normalised.
     """
     x, axes = _samples(name, args, kwargs)
-    constant = x.var(axes, unbiased=False, keepdim=True) <= CONSTANT * x.square().mean(axes, keepdim=True)
+    variance, mean = torch.var_mean(x, axes, unbiased=False, keepdim=True)
+    constant = variance <= CONSTANT * mean.square()
     if not constant.any():
         return args[0]
     return torch.where(constant, 0.0, args[0].reshape(x.shape)).reshape(args[0].shape)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from minibn.pytorch.exact import WIDER, Exact
+from minibn.pytorch.exact import WIDER, Exact, widened
 
 NEXT_TO_NOTHING = 1e-3  # a root mean square of weights
 
@@ -81,9 +81,13 @@ class Loss:
             self.parameters[name].mul_(factor)
 
     def value(self, seed: int = 0) -> torch.Tensor:
-        """The loss; random numbers that it draws (dropout) depend on `seed` alone."""
+        """The loss; random numbers that it draws (dropout) depend on `seed` alone.
+
+        It is computed with gradients enabled, since a loss may need some of its own (a gradient
+        penalty).
+        """
         exact = Exact(self.tiny, self._floor)
-        with self._drawing(seed), exact:
+        with self._drawing(seed), torch.enable_grad(), exact:
             for name, b in self.model.named_buffers():
                 if name not in self._buffers or b.shape != self._buffers[name].shape:
                     raise ValueError(f"the buffer {name} was made, or changed its shape, in a forward pass: run the model once "
@@ -99,8 +103,7 @@ class Loss:
         wanted = [(name, self.parameters[name]) for name in names]
         for _, p in wanted:
             p.grad = None
-        with torch.enable_grad():
-            loss = self.value(seed)
+        loss = self.value(seed)
         if loss.requires_grad and wanted:
             self._again = Exact(self.tiny, self._floor)
             with self._drawing(seed):
@@ -157,7 +160,7 @@ class Loss:
         if self._again and not self._depth:
             self._again.__enter__()
         self._depth += self._again is not None
-        return _double(args), _double(kwargs)
+        return widened(args), widened(kwargs)
 
     def _left(self, *_):
         self._depth -= self._again is not None
@@ -219,17 +222,6 @@ def _checked(loss):
     if not torch.isfinite(loss):
         raise ValueError(f"the loss is {loss.item()}: give loss_fn another batch")
     return loss
-
-
-def _double(x):
-    """`x` with all floating-point tensors in it cast to float64."""
-    if isinstance(x, torch.Tensor):
-        return x.to(WIDER.get(x.dtype, x.dtype))
-    if isinstance(x, dict):
-        return {key: _double(value) for key, value in x.items()}
-    if type(x) in (tuple, list):
-        return type(x)(map(_double, x))
-    return x
 
 
 def _noise(like, generators, seed=0):

@@ -26,7 +26,9 @@ def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Te
             count as constants.
         loss_fn: called as `loss_fn(model)` with that copy. It returns the scalar loss of a batch
             that is the same in every call: `lambda model: F.cross_entropy(model(x), y)`. Inputs of
-            the model are cast to float64. Do not use autocast in it.
+            the model are cast to float64, and what meets its outputs is as well (weights of
+            classes, a teacher's logits). Do not use autocast in it. It is called many times, so it
+            should change nothing of its own: put a teacher into evaluation mode.
         optimizer: the torch optimizer, or several in a list. With it the table shows what
             `remove_weight_decay` will do.
 
@@ -92,7 +94,8 @@ class Report:
         self.cancelled = measured.cancelled
         gaps = scales.own_gaps(loss, groups)
         self.change, near = (gaps.value, gaps.gradient), [gap <= scales.APPROXIMATE for gap in gaps.groups]
-        self._refuse(groups, near, f"eps, up to {loss.largest_eps:g}, is too large for them: gap above {scales.APPROXIMATE}")
+        self._refuse(groups, near, f"eps, up to {loss.largest_eps:g}, has too large a part in their gradient: gap above "
+                                   f"{scales.APPROXIMATE}")
         self.groups = [g for g, small in zip(groups, near, strict=True) if small]
         self.gaps = [gap for gap, small in zip(gaps.groups, near, strict=True) if small]
         self.eps = loss.largest_eps

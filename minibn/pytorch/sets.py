@@ -42,9 +42,16 @@ def sets_of(optimizers: Sequence[Optimizer], found: Any, with_averages: bool = F
                          "several)")
     sets = [Set(name, _parts(members, home), free & set(members)) for name, members in named if members]
     if not sets:
-        raise ValueError("there is nothing to convert: no parameters were given that require gradients. A report has none "
-                         "where the model has no normalisation, or where it could not see: print it")
+        raise ValueError(f"there is nothing to convert: {_why_none(found)}")
     return sets
+
+
+def _why_none(found):
+    if not isinstance(found, Report):
+        return "no parameters were given that require gradients"
+    reasons = [f"{', '.join(names[:4])}: {reason}" for names, reason in list(found.refused.items())[:4]]
+    return "; ".join(["the report found no scale-invariant weights", *reasons, *found.hints[:4]]) + (
+        ". A model without normalisation has none. Print the report for the whole table")
 
 
 def listed(groups: Any) -> list[list[torch.Tensor]]:
