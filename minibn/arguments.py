@@ -13,6 +13,8 @@ from numpy.random import Generator
 
 from minibn.backend import array_namespace
 
+LARGEST = 2**31 - 1  # pixels along an axis
+
 
 def number(name: str, value: Any) -> float:
     """`value` as a Python float: numbers of Python and NumPy and 0-d arrays will do.
@@ -41,6 +43,12 @@ def iterable(name: str, value: Any, of: str) -> Iterable[Any]:
     if not _is_iterable(value):
         raise TypeError(f"{name} must be {of}, got {short(value)} of type {type(value).__name__}")
     return value
+
+
+def of_kind(name: str, value: Any, kind: type, of: str) -> None:
+    """Raise TypeError unless `value` is a `kind`. `of` says what is needed."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {of}, got {short(value)} of type {type(value).__name__}")
 
 
 def for_each_step(value: Any, checked: Callable[[Any], float]) -> Iterator[float]:
@@ -89,7 +97,10 @@ def pair(name: str, value: Any, low: int) -> tuple[int, int]:
     values = tuple(value) if _is_iterable(value) else (value, value)
     if len(values) != 2:
         raise ValueError(f"{name} must be a whole number, or two, (height, width); got {short(value)}")
-    return whole(name, values[0], low), whole(name, values[1], low)
+    height, width = (whole(name, one, low) for one in values)
+    if max(height, width) > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, for no image is as large; got {short(value)}")
+    return height, width
 
 
 def dtype(value: Any) -> str:

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
+from minibn import arguments
+
 INDEX = re.compile(r"|Unnamed: \d+|index", re.IGNORECASE)  # how pandas calls the column of row numbers
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?|nan", re.IGNORECASE | re.ASCII)
 
@@ -89,7 +91,7 @@ def _numbered(reader, name):
 
 def _header(lines, name):
     """The first line that is not empty, without a byte-order mark, and an iterator of all lines from the first one on."""
-    lines = iter(lines)
+    lines = iter(arguments.iterable(name, lines, "an open text file or a list of lines"))
     seen: list[str] = []
     for line in lines:
         if not isinstance(line, str):

@@ -9,11 +9,13 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from minibn import arguments
 from minibn.equivalence.adam import adam_with_decay, adam_without_decay
 from minibn.equivalence.any_optimizer import scale_after, undecayed
 from minibn.equivalence.lion import lion_with_decay, lion_without_decay
 from minibn.equivalence.streams import add_weight_decay, frame_after, remove_weight_decay
 from minibn.optim import SGD, AdamStep, AdamW, Lion, LionStep, Muon, MuonStep, Optimizer, Step, StepNumbers
+from minibn.optim.base import A_SCHEDULE
 
 if TYPE_CHECKING:
     from minibn.nn import Parameter
@@ -80,14 +82,14 @@ def method_of(schedule: Iterable[Any]) -> tuple[Method, Iterator[Any]]:
 
     Raises:
         ValueError: the schedule is empty.
-        TypeError: its steps are of no optimiser of `minibn.optim`.
+        TypeError: it is no iterable, or its steps are of no optimiser of `minibn.optim`.
 
     Example:
         >>> method, schedule = method_of([LionStep(0.1)])
         >>> method.optimizer.__name__, list(schedule)
         ('Lion', [LionStep(lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.0)])
     """
-    steps = iter(schedule)
+    steps = iter(arguments.iterable("a schedule", schedule, A_SCHEDULE))
     try:
         first = next(steps)
     except StopIteration:

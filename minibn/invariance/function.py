@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from minibn import nn
+from minibn import arguments, nn
 from minibn.backend import Array, to_numpy
 
 
@@ -30,6 +30,7 @@ def loss_function(model: nn.Module, x: Array, y: Array,
         >>> probe(f, {name: p.data for name, p in net.named_parameters()}, ["linear1.weight"]).value_gap < 1e-12
         True
     """
+    arguments.of_kind("the model", model, nn.Module, "an nn.Module")
     loss = loss or nn.CrossEntropy()
     named = dict(model.named_parameters())
 

@@ -6,7 +6,7 @@ The answer is for training mode, where BatchNorm uses the batch's statistics, an
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-from minibn import nn
+from minibn import arguments, nn
 from minibn.degree import Degree, Equation, Walk
 from minibn.invariance.elimination import RowSpace, null_space
 
@@ -21,7 +21,7 @@ def symmetries(model: nn.Module) -> "Symmetries":
     The `degree` of each layer is taken as true; `testing.check_degree` checks it by measurement.
 
     Raises:
-        TypeError: a module does not define `degree`, or it has a `forward` of its own and inherits
+        TypeError: the model is no `nn.Module`; a module does not define `degree`, or it has a `forward` of its own and inherits
             the `degree` of another one.
 
     Example:
@@ -38,6 +38,7 @@ def symmetries(model: nn.Module) -> "Symmetries":
         2 independent rescaling symmetries in all: 1 by scale-invariant groups, and 1 other:
           norm1.weight^1 · norm1.bias^1 · head.weight^-1
     """
+    arguments.of_kind("the model", model, nn.Module, "an nn.Module")
     _refuse_degrees_of_another_forward(model)
     names = {id(p): name for name, p in model.named_parameters()}
     modules = {id(module): name or "the network" for name, module in model.named_modules()}

@@ -9,7 +9,7 @@ with all labels at its first step, which waits and says what is wrong.
 import math
 from typing import Any, Protocol
 
-from minibn import backend, kernels
+from minibn import arguments, backend, kernels
 from minibn.backend import Array, array_namespace, is_floating
 
 
@@ -29,6 +29,8 @@ class _Loss:
     _gradient: Any = None
 
     def __call__(self, scores: Array, labels: Array) -> Array:
+        arguments.array("scores", scores)
+        arguments.array("labels", labels)
         return self.forward(scores, labels)
 
     def forward(self, scores: Array, labels: Array) -> Array:

@@ -171,13 +171,16 @@ class Module:
         Nothing is changed unless all of it fits.
 
         Raises:
+            TypeError: `state` is no dict of arrays.
             ValueError: names are missing or unknown, or a shape differs.
         """
         own = self.state_dict()
+        arguments.of_kind("state", state, Mapping, "a dict of arrays, as from state_dict()")
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
             raise ValueError(f"state does not fit {type(self).__name__}: missing {missing}, unknown {unknown}")
         for name, value in own.items():
+            arguments.array(f"state[{name!r}]", state[name])
             if tuple(value.shape) != tuple(state[name].shape):
                 raise ValueError(f"{name} must have shape {tuple(value.shape)}, got {tuple(state[name].shape)}")
         for name, parameter in self.named_parameters():

@@ -219,10 +219,12 @@ class Optimizer(Generic[S]):
 
         Raises:
             RuntimeError: this optimiser has already taken steps.
+            TypeError: `state` is no dict of arrays.
             ValueError: names or shapes in `state` are not those of this optimiser, or the schedule
                 is too short.
         """
         name = type(self).__name__
+        arguments.of_kind("state", state, Mapping, "a dict of arrays, as from state_dict()")
         if self.steps:
             raise RuntimeError(f"load_state_dict needs a fresh {name} with a fresh schedule; this one has taken "
                                f"{self.steps} steps")
@@ -233,12 +235,14 @@ class Optimizer(Generic[S]):
         if flat.keys() != wanted.keys():
             raise ValueError(f"the state has {_listed(flat)}; {name} with {len(self.parameters)} parameters needs "
                              f"{_listed(wanted)}")
+        steps = arguments.whole("the state's steps", flat["steps"], 0)
+        for key in self.arrays():
+            arguments.array(f"the state's {key}", flat[key])
         found = {key: tuple(flat[key].shape) for key in flat if key != "steps"}
         needed = {key: tuple(wanted[key].shape) for key in found}
         for key in found:
             if found[key] != needed[key]:
                 raise ValueError(f"the state's {key} has the shape {found[key]}; {name} needs {needed[key]}")
-        steps = int(flat["steps"])
         drawn = sum(1 for _ in islice(self.schedule, steps))
         if drawn < steps:
             raise ValueError(f"the schedule has {drawn} steps, but the state was saved after {steps}")

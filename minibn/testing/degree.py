@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.random import Generator
 
+from minibn import arguments
 from minibn.backend import is_floating
 from minibn.degree import Degree, Form, Walk
 from minibn.invariance import null_space
@@ -51,6 +52,8 @@ def check_degree(module: Module, x: np.ndarray, *, rng: Generator) -> None:
             rescaling by coincidence, as `invariance.symmetries` says. A layer should not.)
         TypeError: the module does not define `degree`.
     """
+    arguments.of_kind("module", module, Module, "an nn.Module")
+    arguments.array("x", x)
     module = _without_eps(module)
     points = [_random_point(module, x, rng) for _ in range(POINTS)]
     names = [name for name, array in points[0].items() if is_floating(array)]  # integers have no scale

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
+from minibn import arguments
 from minibn.backend import is_floating
 from minibn.nn import Module
 
@@ -49,6 +50,8 @@ def check_gradient(module: Module, x: np.ndarray, *, rng: Generator, tolerance: 
         AssertionError: the error is above `tolerance`, or a gradient was replaced; the message
             names the array.
     """
+    arguments.of_kind("module", module, Module, "an nn.Module")
+    arguments.array("x", x)
     x = x.copy()
     module.zero_grad()
     y = module(x)

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from minibn import backend, data, kernels, nn
+from minibn import arguments, backend, data, kernels, nn
 from minibn.backend import Array, array_namespace
 from minibn.data.batching import check_finite
 
@@ -37,9 +37,10 @@ def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int |
     Each batch of x is moved to the model's device, and the outputs are moved to the device of x.
 
     Raises:
-        TypeError: x is not an array, or has a mask.
+        TypeError: the model is no `nn.Module`; x is not an array, or has a mask.
         ValueError: there are no examples, or a batch size below 1.
     """
+    arguments.of_kind("the model", model, nn.Module, "an nn.Module")
     data.check_array("x", x)
     data.check_batch_size(batch_size)
     where = next(model.arrays(), None)
@@ -63,9 +64,10 @@ def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int
         threads: as in `minibn.threads`.
 
     Raises:
-        TypeError: x is not an array, or has a mask.
+        TypeError: the model is no `nn.Module`; x is not an array, or has a mask.
         ValueError: there are no examples, a number that is not finite, or a batch size below 1.
     """
+    arguments.of_kind("the model", model, nn.Module, "an nn.Module")
     data.check_array("x", x)
     check_finite("x", x)  # or the statistics would never be finite again
     data.check_batch_size(batch_size)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minibn import files, jsonable, tables
+from minibn import arguments, files, jsonable, tables
 
 
 class History:
@@ -46,7 +46,11 @@ class History:
     """
 
     def __init__(self, columns: Mapping[str, Iterable[float]] | None = None) -> None:
-        self.columns = {name: [_number(value, name) for value in values] for name, values in (columns or {}).items()}
+        columns = {} if columns is None else columns
+        arguments.of_kind("columns", columns, Mapping, "a dict, {column: numbers}")
+        for name, values in columns.items():
+            arguments.iterable(f"the column {name!r}", values, "a list of numbers")
+        self.columns = {name: [_number(value, name) for value in values] for name, values in columns.items()}
         lengths = {name: len(values) for name, values in self.columns.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns of a History must have one length, got {lengths}")
@@ -58,6 +62,7 @@ class History:
             ValueError: the row has other columns than the first one.
             TypeError: a value is not a number.
         """
+        arguments.of_kind("a row", row, Mapping, "a dict, {column: number}")
         if self.columns and row.keys() != self.columns.keys():
             raise ValueError(f"a row must have the columns {list(self.columns)}, got {list(row)}")
         numbers = {name: _number(value, name) for name, value in row.items()}
@@ -66,6 +71,8 @@ class History:
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A column as an array."""
+        if name not in self.columns:
+            raise KeyError(f"there is no column {name!r}; there are {', '.join(map(str, self.columns)) or 'none yet'}")
         return np.asarray(self.columns[name])
 
     def __len__(self) -> int:
