@@ -1,8 +1,16 @@
 """The progress bar of training and of sweeps."""
 
 import sys
+import threading
 
 from tqdm import tqdm
+
+
+class _Bar(tqdm):
+    """tqdm's bar without its lock between processes, a semaphore that a killed process would leave behind."""
+
+
+_Bar.set_lock(threading.RLock())
 
 
 def bar(total: int, done: int, description: str, shown: bool) -> tqdm:
@@ -17,7 +25,7 @@ def bar(total: int, done: int, description: str, shown: bool) -> tqdm:
         shown: False draws no bar.
     """
     format_ = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-    return tqdm(total=total, initial=done, desc=description, bar_format=format_, dynamic_ncols=True,
+    return _Bar(total=total, initial=done, desc=description, bar_format=format_, dynamic_ncols=True,
                 disable=not (shown and (sys.stderr.isatty() or _in_notebook())))
 
 

@@ -178,3 +178,16 @@ def test_stopped_is_what_the_two_have_in_common():
     assert issubclass(Interrupted, KeyboardInterrupt)
     assert issubclass(Terminated, Stopped)
     assert issubclass(Terminated, SystemExit)
+
+
+def test_a_killed_training_leaves_no_semaphore_behind():
+    """tqdm's lock between processes would be one, and Python would warn of it after the end."""
+    code = """if True:
+        import multiprocessing, os
+        from minibn import experiment
+        multiprocessing.set_start_method("spawn")  # as in the workers of a sweep
+        experiment.run(experiment.Experiment(model="mlp", schedule="constant", batch=512, epochs=1), progress=False)
+        os._exit(3)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert not done.stderr
