@@ -204,13 +204,6 @@ def test_a_loss_that_cannot_be_evaluated_is_named_and_no_obstacle():
     assert remove_weight_decay(torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05), found).averages
 
 
-def test_a_bias_keeps_only_those_norms_as_they_are_whose_output_its_average_adds_it_to():
-    torch.manual_seed(0)
-    blocks = [layer for i in range(6) for layer in (n.conv(4 if i else 3, 4, bias=i in (1, 3)), n.bn(4), nn.ReLU())]
-    found = report(nn.Sequential(*blocks, *n.head(4)).double(), lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
-    assert found.carried.left_out == [("1.weight", "1.bias"), ("7.weight", "7.bias")]  # of the norms before the two biases
-
-
 def with_a_norm_first():
     """The first β goes to a layer with a bias; the second norm takes both out, but not in evaluation."""
     return nn.Sequential(n.bn(3), n.conv(3, 4, bias=True), n.bn(4), nn.ReLU(), n.conv(4, 4, 1, bias=True), n.bn(4), *n.head(4))
@@ -278,28 +271,3 @@ def test_a_loss_that_brings_back_training_mode_says_nothing_of_evaluation():
     model = nn.Sequential(n.conv(3, 4), Attributes(4), nn.ReLU(), *n.head(4)).double()
     found = report(model, lambda m: F.cross_entropy(m.train()(images(0)[0]), images(0)[1]))
     assert found.carried.evaluation is None
-
-
-class Distance(nn.Module):
-    """A running average of 1 + |x|, which follows no power of the scale of x."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
-
-    def forward(self, x):
-        if self.training:
-            self.mean.lerp_(1 + x.detach().abs().mean(), 0.1)
-        return x
-
-
-def test_running_averages_that_follow_no_power_of_the_scale_are_refused():
-    torch.manual_seed(0)
-    model = nn.Sequential(n.conv(3, 4), Distance(), n.bn(4), nn.ReLU(), *n.head(4)).double()
-    found = report_on_images(model)
-    assert found.carried.unfit == ["1.mean"]
-    assert "unless averages=False: running averages cannot be carried along: 1.mean" in str(found)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
-    with pytest.raises(ValueError, match=r"\['1.mean'\] follow no power .* averages=False"):
-        remove_weight_decay(optimizer, found)
-    assert len(remove_weight_decay(optimizer, found, averages=False).parameters) == 1
