@@ -111,15 +111,15 @@ def test_architectures_train_and_evaluate_as_without_the_line(make, no_decay):
     assert scale < 0.95
 
 
-def assert_evaluations_agree(make, batch=None):
+def assert_evaluations_agree(make, batch=None, groups=lambda model: model.parameters(), **options):
     """The losses in evaluation mode after each step, with and without the line; `batch` is that of the report."""
     def train(convert):
         torch.manual_seed(0)
         model, losses = make().double(), []
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
+        optimizer = torch.optim.SGD(groups(model), lr=0.05, weight_decay=0.05)
         x, y = batch or images(0)
         if convert:
-            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(x), y)))
+            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(x), y)), **options)
         for t in range(20):
             optimizer.zero_grad()
             F.cross_entropy(model.train()(images(t)[0]), images(t)[1]).backward()
@@ -149,6 +149,16 @@ def test_a_channel_that_an_activation_left_dead_is_not_normalised():
     found = report_on_images(model().double())
     assert {("0.weight",), ("3.weight",), ("3.bias",)} <= set(found.groups)
     assert_evaluations_agree(model)
+
+
+def test_averages_follow_those_sets_alone_that_are_converted():
+    """γ is decayed, and β is not, so their set is left out. Its part in the next norm's averages stays, too."""
+    def groups(model):
+        return [{"params": [p for name, p in model.named_parameters() if (name == "1.bias") == is_beta], "weight_decay": decay}
+                for is_beta, decay in ((False, 0.05), (True, 0.0))]
+
+    assert_evaluations_agree(lambda: nn.Sequential(n.conv(3, 4), n.bn(4), nn.ReLU(), n.conv(4, 4), n.bn(4), *n.head(4)),
+                             groups=groups, mixed="skip")
 
 
 class OtherNames(nn.Module):
