@@ -31,7 +31,8 @@ class L2:
         step = self._step(group, first=not any(buffers))
         if step.momentum and not any(buffers):
             frame = Frame(frame.scale)  # torch starts with a velocity of 0, whatever went before
-        elif any(buffers) and not step.momentum or not all(buffers) and step.momentum and frame[1:] != (0.0, 1.0):
+        elif not step.momentum and any(buffers) or step.momentum and not all(buffers) and (
+                frame[1:] != (0.0, 1.0) or group["dampening"]):  # of which torch leaves the first gradient of each weight free
             raise ValueError("momentum went to 0, or came to some parameters later than to others: what torch's SGD does "
                              "then to the momentum buffers has no counterpart. Keep momentum above 0, or clear "
                              "optimizer.state")
