@@ -275,7 +275,7 @@ class Conversion:
         """Turn weights, momentum and running averages back into those of the script, which then trains on without hooks."""
         if not any(vars(optimizer).get("_minibn") is self for optimizer in self.optimizers):
             return
-        self._read()
+        self._clear_broken_step()
         if self.averages:
             self.averages.multiply([s.ratio for s in self.sets])
         for s in self.sets:
