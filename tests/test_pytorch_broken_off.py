@@ -5,8 +5,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
 from scripts import KINDS, Script, assert_same, kinds, loss_of, remove  # noqa: E402
+from torch import nn  # noqa: E402
 
-from minibn.pytorch import remove_weight_decay  # noqa: E402
+from minibn.pytorch import remove_weight_decay, report  # noqa: E402
 
 
 def break_off(optimizer):
@@ -28,6 +29,41 @@ def test_gradients_are_there_again_after_a_step_that_was_broken_off():
     optimizer.step()
     assert model.weight.grad is not None
     assert optimizer.param_groups[0]["minibn"]["steps"] == [2]  # hooks take SGD's step, and it was complete
+
+
+def test_newer_gradients_are_kept_after_a_step_that_was_broken_off():
+    model = torch.nn.Linear(3, 2, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.1)
+    remove_weight_decay(optimizer, [model.weight], averages=False)
+    for x in (torch.arange(3.0), torch.ones(3)):
+        optimizer.zero_grad()
+        (model(x) / model.weight.norm()).sum().backward()
+        newest = model.weight.grad.clone()
+        if not optimizer.param_groups[0]["minibn"]["steps"][0]:
+            break_off(optimizer)
+    optimizer.step()
+    assert torch.equal(model.weight.grad, newest)
+
+
+@pytest.mark.parametrize(("make", "decays"), [(torch.optim.AdamW, (1.0, 0.0)), (torch.optim.Adafactor, (1.0, 1.0))])
+def test_weights_that_grow_at_a_step_have_not_grown_after_it_was_broken_off(make, decays):
+    """Of members with less decay than the others before it, and of Adafactor after it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5, 1e-30), nn.ReLU(), nn.Linear(5, 3)).double()
+    x = torch.randn(7, 4, dtype=torch.float64)
+    groups = [{"params": [p for p in model.parameters() if (p.ndim == 1) == vector], "weight_decay": decay}
+              for vector, decay in zip((False, True), decays, strict=True)]
+    optimizer = make(groups, lr=0.1)
+    remove_weight_decay(optimizer, report(model, lambda model: model(x).square().mean()), mixed="move")
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        break_off(optimizer)
+        optimizer.state_dict()
+        for one, other in zip(before, model.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-14, atol=0)
+        optimizer.step()
 
 
 def test_after_a_step_that_was_broken_off_an_optimizer_with_decoupled_decay_goes_on_as_if_it_had_not_begun():
