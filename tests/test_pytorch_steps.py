@@ -112,6 +112,16 @@ def piling_up(script, forward):
     return loss
 
 
+def sometimes_without_backward(script, forward):
+    """A step on gradients of zeros: momentum and decay alone."""
+    script.optimizer.zero_grad(set_to_none=False)
+    loss = forward()
+    if len(script.losses) % 5 != 2:
+        loss.backward()
+    script.optimizer.step()
+    return loss
+
+
 def clipping(script, forward):
     script.optimizer.zero_grad()
     loss = forward()
@@ -161,8 +171,8 @@ def twice_on_one_gradient(script, forward):
 
 
 @kinds
-@pytest.mark.parametrize("step", [accumulating, piling_up, clipping, by_value, with_autograd_grad, with_gradients_of_a_copy,
-                                  twice_on_one_gradient])
+@pytest.mark.parametrize("step", [accumulating, piling_up, sometimes_without_backward, clipping, by_value,
+                                  with_autograd_grad, with_gradients_of_a_copy, twice_on_one_gradient])
 def test_what_scripts_do_with_gradients(kind, step):
     _, converted = same_with_the_line(lambda *script: remove(*script, band=1.5), kind=kind, train={"steps": 60, "step": step})
     assert converted.handle.ratio(converted.group) != 1
