@@ -152,30 +152,6 @@ def test_maximize(kind):
     same_with_the_line(kind=kind, maximize=True, train={"step": step})
 
 
-@both
-@pytest.mark.parametrize("adding", [False, True])
-def test_momentum_that_starts_later(nesterov, adding):
-    """Torch starts with a velocity of 0 then."""
-    def each(script, t):
-        script.group["momentum"] = 0.9 if t >= 20 else 0.0
-
-    options = {"weight_decay": 0.0, "lr": 0.02} if adding else {}
-    line = (lambda model, optimizer: add_weight_decay(optimizer, 2e-2, report(model, loss_of))) if adding else remove
-    _, converted = same_with_the_line(line, train={"steps": 40, "each": each}, nesterov=nesterov, **options)
-    assert "momentum_buffer" in converted.optimizer.state[converted.model[0].weight]
-
-
-def test_momentum_that_goes_to_0_is_refused_and_nothing_is_changed():
-    """Torch keeps a stale buffer then."""
-    script = Script(remove).train(10)
-    script.group["momentum"] = 0.0
-    before = script.state()
-    with pytest.raises(ValueError, match="momentum went to 0"):
-        script.train(1)
-    assert all(map(torch.equal, before, script.state()))
-    assert script.group["minibn"]["steps"] == [10] * 3
-
-
 def test_a_step_without_counterpart_changes_nothing():
     script = Script(remove).train(10)
     script.group["lr"] = 100.0

@@ -111,15 +111,15 @@ def test_architectures_train_and_evaluate_as_without_the_line(make, no_decay):
     assert scale < 0.95
 
 
-def assert_evaluations_agree(make, batch=None):
+def assert_evaluations_agree(make, batch=None, groups=lambda model: model.parameters(), **options):
     """The losses in evaluation mode after each step, with and without the line; `batch` is that of the report."""
     def train(convert):
         torch.manual_seed(0)
         model, losses = make().double(), []
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
+        optimizer = torch.optim.SGD(groups(model), lr=0.05, weight_decay=0.05)
         x, y = batch or images(0)
         if convert:
-            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(x), y)))
+            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(x), y)), **options)
         for t in range(20):
             optimizer.zero_grad()
             F.cross_entropy(model.train()(images(t)[0]), images(t)[1]).backward()
@@ -149,6 +149,16 @@ def test_a_channel_that_an_activation_left_dead_is_not_normalised():
     found = report_on_images(model().double())
     assert {("0.weight",), ("3.weight",), ("3.bias",)} <= set(found.groups)
     assert_evaluations_agree(model)
+
+
+def test_averages_follow_those_sets_alone_that_are_converted():
+    """γ is decayed, and β is not, so their set is left out. Its part in the next norm's averages stays, too."""
+    def groups(model):
+        return [{"params": [p for name, p in model.named_parameters() if (name == "1.bias") == is_beta], "weight_decay": decay}
+                for is_beta, decay in ((False, 0.05), (True, 0.0))]
+
+    assert_evaluations_agree(lambda: nn.Sequential(n.conv(3, 4), n.bn(4), nn.ReLU(), n.conv(4, 4), n.bn(4), *n.head(4)),
+                             groups=groups, mixed="skip")
 
 
 class OtherNames(nn.Module):
@@ -202,13 +212,6 @@ def test_a_loss_that_cannot_be_evaluated_is_named_and_no_obstacle():
     found = report(model, loss_fn)
     assert "loss_fn fails for the model in evaluation mode" in str(found)
     assert remove_weight_decay(torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05), found).averages
-
-
-def test_a_bias_keeps_only_those_norms_as_they_are_whose_output_its_average_adds_it_to():
-    torch.manual_seed(0)
-    blocks = [layer for i in range(6) for layer in (n.conv(4 if i else 3, 4, bias=i in (1, 3)), n.bn(4), nn.ReLU())]
-    found = report(nn.Sequential(*blocks, *n.head(4)).double(), lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
-    assert found.carried.left_out == [("1.weight", "1.bias"), ("7.weight", "7.bias")]  # of the norms before the two biases
 
 
 def with_a_norm_first():
@@ -278,28 +281,3 @@ def test_a_loss_that_brings_back_training_mode_says_nothing_of_evaluation():
     model = nn.Sequential(n.conv(3, 4), Attributes(4), nn.ReLU(), *n.head(4)).double()
     found = report(model, lambda m: F.cross_entropy(m.train()(images(0)[0]), images(0)[1]))
     assert found.carried.evaluation is None
-
-
-class Distance(nn.Module):
-    """A running average of 1 + |x|, which follows no power of the scale of x."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
-
-    def forward(self, x):
-        if self.training:
-            self.mean.lerp_(1 + x.detach().abs().mean(), 0.1)
-        return x
-
-
-def test_running_averages_that_follow_no_power_of_the_scale_are_refused():
-    torch.manual_seed(0)
-    model = nn.Sequential(n.conv(3, 4), Distance(), n.bn(4), nn.ReLU(), *n.head(4)).double()
-    found = report_on_images(model)
-    assert found.carried.unfit == ["1.mean"]
-    assert "unless averages=False: running averages cannot be carried along: 1.mean" in str(found)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
-    with pytest.raises(ValueError, match=r"\['1.mean'\] follow no power .* averages=False"):
-        remove_weight_decay(optimizer, found)
-    assert len(remove_weight_decay(optimizer, found, averages=False).parameters) == 1

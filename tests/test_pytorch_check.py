@@ -20,6 +20,7 @@ def test_check_compares_with_a_control(kind, capsys):
     before = script.state()
 
     def loss_fn(model):
+        assert all(p.grad is None for p in model.parameters())  # each step has its own
         x, y = batch(int(torch.randint(1000, ())))
         return F.cross_entropy(model(x), y)
 

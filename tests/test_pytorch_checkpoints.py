@@ -83,6 +83,13 @@ def test_loading_an_earlier_state_in_the_middle_of_training():
         part.load_state_dict(state)
     script.losses = losses[:30]
     assert script.train(STEPS - 30).losses[30:] == whole
+    assert script.group["minibn"]["steps"] == [STEPS] * 3
+
+
+def test_loading_a_state_from_before_the_conversion_in_the_middle_of_training():
+    usual, converted = Script(scheduler=warmup_cosine).train(30), Script(remove, warmup_cosine).train(20)
+    checkpoint = saved(usual)
+    np.testing.assert_allclose(go_on(checkpoint, converted), usual.train(STEPS - 30).losses[30:], rtol=0, atol=1e-10)
 
 
 def test_going_back_after_loading_a_checkpoint_from_before_the_conversion():

@@ -126,6 +126,15 @@ class SGDWithALog(optim.SGD):
         super().add_param_group(group)
 
 
+class SignedSGD(optim.SGD):
+    """Torch's step, but of other gradients; without momentum its decay is decoupled."""
+
+    def _init_group(self, group, params, grads, *buffers):
+        sparse = super()._init_group(group, params, grads, *buffers)
+        grads[:] = [g.sign() for g in grads]
+        return sparse
+
+
 class Wrapper(optim.Optimizer):
     """Lookahead, SAM, ZeroRedundancyOptimizer and their like."""
 
@@ -144,13 +153,15 @@ def weights():
     (lambda w: optim.Adam(w, decoupled_weight_decay=True), Decoupled),
     (lambda w: optim.NAdam(w, decoupled_weight_decay=True), Decoupled),
     (lambda w: optim.RAdam(w, decoupled_weight_decay=True), Decoupled), (optim.Adafactor, Relative),
-    (Lion, Decoupled), (Warm, Decoupled), (Independent, Decoupled), (Restless, Decoupled)])
+    (lambda w: SignedSGD(w, 0.1), Decoupled), (Lion, Decoupled), (Warm, Decoupled), (Independent, Decoupled),
+    (Restless, Decoupled)])
 def test_decay_that_can_be_removed(make, rule):
     assert isinstance(rule_of(make(weights()), "removed"), rule)
 
 
 @pytest.mark.parametrize(("make", "reason"), [
     (optim.Adam, "Adam adds weight decay to the gradient .*decoupled_weight_decay=True"),
+    (lambda w: optim.Adam([{"params": w, "decoupled_weight_decay": True}, {"params": weights()}]), "Adam adds weight decay"),
     (optim.RMSprop, "RMSprop adds weight decay to the gradient"), (optim.Adagrad, "Adagrad adds"), (optim.Adamax, "Adamax adds"),
     (optim.LBFGS, "LBFGS has no weight decay"), (optim.Rprop, "Rprop has no weight decay"),
     (L2Sign, "L2Sign cannot be removed: on a copy"), (Lamb, "Lamb cannot be removed: on a copy"),

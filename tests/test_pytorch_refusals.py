@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
 import networks as n  # noqa: E402
-from scripts import Script, assert_same, loss_of, remove  # noqa: E402
+from scripts import KINDS, Script, assert_same, kinds, loss_of, remove  # noqa: E402
 from torch import nn  # noqa: E402
 
 from minibn.pytorch import add_weight_decay, remove_weight_decay, report, watch  # noqa: E402
@@ -59,9 +59,16 @@ def test_a_report_without_groups_says_in_the_error_what_stands_in_the_way():
         remove_weight_decay(torch.optim.SGD(plain.parameters()), report(plain, lambda m: m(torch.ones(1, 2)).square().sum()))
 
 
-def test_adding_to_weight_decay_is_refused():
-    script = Script(lambda model, optimizer: add_weight_decay(optimizer, 0.1, [model[0].weight], averages=False))
-    with pytest.raises(ValueError, match="step 0 already has weight_decay=0.03"):
+@kinds
+def test_adding_to_weight_decay_is_refused(kind):
+    script = Script(lambda model, optimizer: add_weight_decay(optimizer, 0.1, [model[0].weight], averages=False), kind=kind)
+    with pytest.raises(ValueError, match=f"step 0 already has weight_decay={KINDS[kind][2]}"):
+        script.train(1)
+
+
+def test_decay_that_leaves_nothing_of_the_weights_is_refused():
+    script = Script(remove, kind="adamw", lr=0.5, weight_decay=2.0)
+    with pytest.raises(ValueError, match="step 0 cannot be converted: weight decay would carry the weights through zero"):
         script.train(1)
 
 

@@ -134,11 +134,12 @@ def test_averages_of_the_held_weights_are_others():
 
 def test_an_average_that_was_begun_before_the_line_and_goes_on_after_the_way_back():
     usual, changing = Script(), Script()
-    averages = [swa_utils.AveragedModel(script.model) for script in (usual, changing)]
+    averages, handles = [swa_utils.AveragedModel(script.model) for script in (usual, changing)], []  # handles that stay alive
     for steps, line in ((10, None), (20, remove), (20, None)):
         if changing.handle:
             changing.handle.remove()
         changing.handle = line and line(changing.model, changing.optimizer)
+        handles.append(changing.handle)
         for script, average in zip((usual, changing), averages, strict=True):
             script.train(steps, each=averaging(script, average))
     for one, other in zip(averages[0].state_dict().values(), averages[1].state_dict().values(), strict=True):

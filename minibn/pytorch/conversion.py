@@ -190,9 +190,9 @@ class Conversion:
                 self._after(optimizer)
             else:
                 self._stepping = None
-                for s in self.sets:
-                    if not s.half_stepped:
-                        s.plans, s.waiting = {}, set()
+                self.weights.note(p for move in moves if move.growth != 1 for p in move.members)  # undone but for rounding
+                for s in [s for s in self.sets if not s.half_stepped]:
+                    s.plans, s.waiting = {}, set()
 
     def _check_common(self, s, plans):
         scales = [plan.frame.scale for part, plan in plans.items() if not set(part.members) <= s.free]
@@ -275,7 +275,7 @@ class Conversion:
         """Turn weights, momentum and running averages back into those of the script, which then trains on without hooks."""
         if not any(vars(optimizer).get("_minibn") is self for optimizer in self.optimizers):
             return
-        self._read()
+        self._clear_broken_step()
         if self.averages:
             self.averages.multiply([s.ratio for s in self.sets])
         for s in self.sets:

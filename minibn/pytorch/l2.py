@@ -31,7 +31,8 @@ class L2:
         step = self._step(group, first=not any(buffers))
         if step.momentum and not any(buffers):
             frame = Frame(frame.scale)  # torch starts with a velocity of 0, whatever went before
-        elif any(buffers) and not step.momentum or not all(buffers) and step.momentum and frame[1:] != (0.0, 1.0):
+        elif not step.momentum and any(buffers) or step.momentum and not all(buffers) and (
+                frame[1:] != (0.0, 1.0) or group["dampening"]):  # of which torch leaves the first gradient of each weight free
             raise ValueError("momentum went to 0, or came to some parameters later than to others: what torch's SGD does "
                              "then to the momentum buffers has no counterpart. Keep momentum above 0, or clear "
                              "optimizer.state")
@@ -48,7 +49,7 @@ class L2:
             step, grads = plan.step, [p.grad for p in members if p.grad is not None]
             assert step is not None
             assert (step.kick, step.shrink, step.rescale) == (0, 0, 1)  # which `_update` does not know
-            factor = before * (1 - self._dampening(group, members)) / (1.0 if scaler is None else float(scaler))
+            factor = before * self._damping(group, self._buffer(members[0]) is None) / (1.0 if scaler is None else float(scaler))
             forces = torch._foreach_mul(grads, -factor if group["maximize"] else factor)
             _update(step, members, forces, self._velocities(members) if step.momentum else [])
             self.rescale(members, growth)
@@ -91,13 +92,12 @@ class L2:
             buffer.copy_(velocity)
 
     def _step(self, group, first):
-        damping = 1.0 if first or not group["momentum"] else 1 - float(group["dampening"])
-        step = Step(float(group["lr"]), float(group["momentum"]), float(group["weight_decay"]) * damping)
+        step = Step(float(group["lr"]), float(group["momentum"]), float(group["weight_decay"]) * self._damping(group, first))
         return next(nesterov([step])) if group["nesterov"] else step
 
-    def _dampening(self, group, members):
-        """Torch leaves the first gradient undamped."""
-        return float(group["dampening"]) if group["momentum"] and self._buffer(members[0]) is not None else 0.0
+    def _damping(self, group, first):
+        """Torch leaves the first gradient undamped, and all without momentum, which have no buffer either."""
+        return 1.0 if first else 1 - float(group["dampening"])
 
     def _buffer(self, p):
         return self.optimizer.state.get(p, {}).get("momentum_buffer")

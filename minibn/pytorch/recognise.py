@@ -27,7 +27,6 @@ KNOWN = {name: rule for name, rule in [("AdamW", Decoupled), ("Muon", Decoupled)
          if hasattr(torch.optim, name)}
 BY_FLAG = ("Adam", "NAdam", "RAdam")  # decoupled if their param groups say so
 COUPLED = ("Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "ASGD")
-NONE = ("Rprop", "LBFGS", "SparseAdam")
 
 
 def rule_of(optimizer: Optimizer, form: str, weight_decay: float = 0.0, decay: str | Delta | None = None) -> L2 | Decoupled:
@@ -50,7 +49,7 @@ def rule_of(optimizer: Optimizer, form: str, weight_decay: float = 0.0, decay: s
     if decay is not None:
         return _given(optimizer, form, weight_decay, decay)
     name = _known(optimizer)
-    if name in NONE or not all("weight_decay" in group for group in optimizer.param_groups):
+    if not all("weight_decay" in group for group in optimizer.param_groups):
         raise TypeError(f"{type(optimizer).__name__} has no weight decay: its param groups have no 'weight_decay'")
     if name in BY_FLAG and all(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
         return Decoupled(optimizer, form, weight_decay)

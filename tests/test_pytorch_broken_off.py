@@ -1,0 +1,130 @@
+"""Steps that an exception broke off: what the hooks had begun is completed or undone, whatever comes next."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
+
+from scripts import KINDS, Script, assert_same, kinds, loss_of, remove  # noqa: E402
+from torch import nn  # noqa: E402
+
+from minibn.pytorch import remove_weight_decay, report  # noqa: E402
+
+
+def break_off(optimizer):
+    def fail(*_):
+        raise RuntimeError("another hook")
+
+    hook = optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="another hook"):
+        optimizer.step()
+    hook.remove()
+
+
+def test_gradients_are_there_again_after_a_step_that_was_broken_off():
+    model = torch.nn.Linear(3, 2, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.1)
+    remove_weight_decay(optimizer, [model.weight], averages=False)
+    (model(torch.arange(3.0)) / model.weight.norm()).sum().backward()
+    break_off(optimizer)
+    optimizer.step()
+    assert model.weight.grad is not None
+    assert optimizer.param_groups[0]["minibn"]["steps"] == [2]  # hooks take SGD's step, and it was complete
+
+
+def test_newer_gradients_are_kept_after_a_step_that_was_broken_off():
+    model = torch.nn.Linear(3, 2, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.1)
+    remove_weight_decay(optimizer, [model.weight], averages=False)
+    for x in (torch.arange(3.0), torch.ones(3)):
+        optimizer.zero_grad()
+        (model(x) / model.weight.norm()).sum().backward()
+        newest = model.weight.grad.clone()
+        if not optimizer.param_groups[0]["minibn"]["steps"][0]:
+            break_off(optimizer)
+    optimizer.step()
+    assert torch.equal(model.weight.grad, newest)
+
+
+@pytest.mark.parametrize(("make", "decays"), [(torch.optim.AdamW, (1.0, 0.0)), (torch.optim.Adafactor, (1.0, 1.0))])
+def test_weights_that_grow_at_a_step_have_not_grown_after_it_was_broken_off(make, decays):
+    """Of members with less decay than the others before it, and of Adafactor after it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5, 1e-30), nn.ReLU(), nn.Linear(5, 3)).double()
+    x = torch.randn(7, 4, dtype=torch.float64)
+    groups = [{"params": [p for p in model.parameters() if (p.ndim == 1) == vector], "weight_decay": decay}
+              for vector, decay in zip((False, True), decays, strict=True)]
+    optimizer = make(groups, lr=0.1)
+    remove_weight_decay(optimizer, report(model, lambda model: model(x).square().mean()), mixed="move")
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        break_off(optimizer)
+        optimizer.state_dict()
+        for one, other in zip(before, model.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-14, atol=0)
+        optimizer.step()
+
+
+def test_after_a_step_that_was_broken_off_an_optimizer_with_decoupled_decay_goes_on_as_if_it_had_not_begun():
+    usual, failing = Script(kind="adamw").train(10), Script(remove, kind="adamw").train(10)
+    for script in usual, failing:  # both, as it moves BatchNorm's running averages
+        script.optimizer.zero_grad()
+        loss_of(script.model).backward()
+    before = failing.state()
+    break_off(failing.optimizer)
+    assert all(map(torch.equal, before, failing.state()))
+    assert failing.optimizer.state_dict()["param_groups"][0]["lr"] == KINDS["adamw"][1]
+    assert_same(usual.train(20), failing.train(20))
+    assert len(failing.optimizer.param_groups) == 1
+
+
+def both_broken_off(kind):
+    """(usual, converted) after a step that only the hooks of the second have seen. SGD's is complete for converted weights."""
+    usual, failing = Script(kind=kind).train(10), Script(remove, kind=kind).train(10)
+    for script in usual, failing:
+        script.optimizer.zero_grad()
+        loss_of(script.model).backward()
+    break_off(failing.optimizer)
+    if kind == "sgd":
+        kept = {p for p, other in zip(usual.model.parameters(), failing.model.parameters(), strict=True)
+                if other not in failing.handle.parameters}
+        for p in kept:
+            p.grad = None
+        usual.optimizer.step()
+    return usual, failing
+
+
+@kinds
+def test_going_back_after_a_step_that_was_broken_off(kind):
+    usual, failing = both_broken_off(kind)
+    failing.handle.remove()
+    assert failing.group["lr"] == KINDS[kind][1]
+    assert failing.group["weight_decay"] == KINDS[kind][2]
+    assert failing.group["params"] == list(failing.model.parameters())
+    for one, other in zip(usual.state(), failing.state(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@kinds
+def test_a_hook_that_asks_for_the_scripts_own_weights_in_the_middle_of_a_step(kind):
+    usual, converted = Script(kind=kind), Script(remove, kind=kind)
+
+    def look(*_):
+        with converted.handle.original():
+            pass
+
+    converted.optimizer.register_step_pre_hook(look)
+    assert_same(usual.train(20), converted.train(20))
+
+
+def test_a_set_that_has_no_gradient_after_a_step_that_was_broken_off_is_left_alone():
+    usual, failing = both_broken_off("adamw")
+    for script in usual, failing:
+        script.optimizer.zero_grad()
+        loss_of(script.model).backward()
+        script.model[0].weight.grad = None
+        script.optimizer.step()
+        script.train(5)
+    assert failing.group["minibn"]["steps"] == [15, 16, 16]
+    assert_same(usual, failing)

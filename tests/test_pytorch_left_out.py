@@ -1,0 +1,87 @@
+"""Which sets of a report stay as they are, or make the line refuse a model, so that running averages remain right."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
+
+import networks as n  # noqa: E402
+from scripts import images  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from minibn.pytorch import averages, remove_weight_decay, report  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def measured(*layers):
+    """(model, report) of these layers with a head."""
+    model = nn.Sequential(*layers, *n.head(4)).double()
+    return model, report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+
+
+def test_a_bias_keeps_only_those_norms_as_they_are_whose_output_its_average_adds_it_to():
+    _, found = measured(*(layer for i in range(6) for layer in (n.conv(4 if i else 3, 4, bias=i in (1, 3)), n.bn(4), nn.ReLU())))
+    assert found.carried.left_out == [("1.weight", "1.bias"), ("7.weight", "7.bias")]  # of the norms before the two biases
+
+
+class Shift(nn.Module):
+    """The β of a norm alone."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return x + self.bias[:, None, None]
+
+
+def test_a_norms_shift_is_left_out_before_the_weights_of_other_layers():
+    """Without β, the average of W₂ (W₁ β + b₁) follows the common scale of W₂, W₁ and b₁."""
+    _, found = measured(Shift(3), n.conv(3, 4, 1, bias=True), n.conv(4, 4, 1), n.bn(4), nn.ReLU())
+    assert found.carried.left_out == [("0.bias",)]
+    assert ("1.weight", "1.bias", "2.weight") in found.carried.sets
+
+
+def test_a_linear_bottleneck_keeps_its_own_norm_as_it_is_and_no_other():
+    bottleneck = [n.conv(3, 4), n.bn(4), n.conv(4, 4, 1), n.bn(4), nn.ReLU()]
+    nn.init.constant_(bottleneck[1].bias, 0.5)
+    _, found = measured(*bottleneck, n.conv(4, 4), n.bn(4), nn.ReLU())
+    assert found.carried.left_out == [("1.weight",), ("1.bias",)]
+    assert ("3.weight", "3.bias") in found.carried.sets
+
+
+def test_an_entry_without_a_statistic_gets_a_degree_only_if_the_others_agree():
+    degrees = torch.tensor([[2.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
+    statistic = torch.tensor([1.0, 1.0, 0.0])
+    assert averages._filled(degrees[0], statistic).tolist() == [2.0, 2.0, 2.0]
+    assert averages._filled(degrees[1], statistic).tolist() == [1.0, 2.0, 0.0]
+
+
+class Distance(nn.Module):
+    """A running average of 1 + |x|, which follows no power of the scale of x."""
+
+    def __init__(self, start=0.0):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(start, dtype=torch.float64))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(1 + x.detach().abs().mean(), 0.1)
+        return x
+
+
+@pytest.mark.parametrize("start", [0.0, float("nan")])
+@pytest.mark.parametrize("first", [[], [n.bn(3)]], ids=["", "after a norm"])
+def test_running_averages_that_follow_no_power_of_the_scale_are_refused(first, start):
+    model, found = measured(*first, n.conv(3, 4, 1), Distance(start), n.bn(4), nn.ReLU())
+    (name,) = found.carried.unfit
+    assert name == f"{len(first) + 1}.mean"
+    assert f"unless averages=False: running averages cannot be carried along: {name}" in str(found)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.05)
+    with pytest.raises(ValueError, match=rf"\['{name}'\] follow no power .* averages=False"):
+        remove_weight_decay(optimizer, found)
+    assert model[len(first)].weight in remove_weight_decay(optimizer, found, averages=False).parameters
