@@ -8,7 +8,7 @@ import networks as n  # noqa: E402
 from scripts import KINDS, Script, assert_same, kinds, loss_of, remove  # noqa: E402
 from torch import nn  # noqa: E402
 
-from minibn.pytorch import add_weight_decay, remove_weight_decay, report, watch  # noqa: E402
+from minibn.pytorch import add_weight_decay, premise, remove_weight_decay, report  # noqa: E402
 from minibn.pytorch.parts import Part, Set  # noqa: E402
 
 # ---- refusals ----
@@ -216,7 +216,7 @@ def saw(seen, s, part, size=1.0):
 
 def test_gradients_that_are_not_finite_or_next_to_nothing_say_nothing_and_the_next_one_is_looked_at():
     large, small = some("large"), some("small")
-    seen = watch.Along({large: 0.0, small: 0.0})
+    seen = premise.Along({large: 0.0, small: 0.0})
     saw(seen, large, 0.5, torch.inf)
     seen.check([large, small])
     saw(seen, large, 0.5)
@@ -233,8 +233,8 @@ def test_gradients_that_are_not_finite_or_next_to_nothing_say_nothing_and_the_ne
 
 def test_after_a_hundred_gradients_next_to_nothing_a_set_is_not_looked_at_any_more():
     large, never = some("large"), some("never")
-    seen = watch.Along({large: 0.0, never: 0.0})
-    for _ in range(watch.PATIENCE):
+    seen = premise.Along({large: 0.0, never: 0.0})
+    for _ in range(premise.PATIENCE):
         saw(seen, large, 0.0)
         saw(seen, never, 1.0, 1e-4)
         seen.check([large, never])
@@ -257,7 +257,7 @@ def test_frozen_statistics_are_noticed_behind_a_head_that_starts_at_0():
 
 def test_first_gradients_may_have_ten_times_the_part_along_the_weights_that_the_report_saw():
     one, other, third = some("one"), some("other"), some("third")
-    seen = watch.Along({one: 0.009, other: 0.007, third: 0.08})
+    seen = premise.Along({one: 0.009, other: 0.007, third: 0.08})
     for s, part in ((one, 0.08), (other, 0.08), (third, 0.2)):
         saw(seen, s, part)
     with pytest.warns(UserWarning, match="other.* is 0.08 of .*, in the report 0.007") as noted:
@@ -268,7 +268,7 @@ def test_first_gradients_may_have_ten_times_the_part_along_the_weights_that_the_
 def test_what_the_step_takes_counts_as_well():
     """DDP averages the gradients of its processes after each of them was seen."""
     s = some("s")
-    seen = watch.Along({s: 0.0})
+    seen = premise.Along({s: 0.0})
     saw(seen, s, 0.9)
     s.members[0].grad = torch.tensor([0.0, 1.0])
     seen.check([s])

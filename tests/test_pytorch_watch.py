@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
-from minibn.pytorch import watch  # noqa: E402
+from minibn.pytorch import premise, watch  # noqa: E402
 
 
 def test_a_weight_that_has_become_nan_has_not_been_changed_since():
@@ -20,19 +20,19 @@ def test_a_weight_that_has_become_nan_has_not_been_changed_since():
 
 def test_products_of_float16_are_not_infinite():
     x = torch.full((1000,), 100.0, dtype=torch.float16)
-    assert [float(number) for number in watch._products(x, x)] == pytest.approx([1e7, 1e7], rel=1e-6)
+    assert [float(number) for number in premise._products(x, x)] == pytest.approx([1e7, 1e7], rel=1e-6)
 
 
 def test_parameters_that_wake_are_reason_to_look_at_the_next_gradient_and_no_later_one():
     model = torch.nn.Linear(2, 1, bias=False)
-    asleep = watch.Asleep(SimpleNamespace(model=model, unknown=["weight"]))
+    asleep = premise.Asleep(SimpleNamespace(model=model, unknown=["weight"]))
     w = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
     sets = [SimpleNamespace(members=[w], title="w")]
     for gradient in [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]:  # along w, across, along
         w.grad = torch.tensor(gradient)
         asleep.check(sets)
         model(torch.ones(2)).sum().backward()
-    other = watch.Asleep(SimpleNamespace(model=model, unknown=["weight"]))
+    other = premise.Asleep(SimpleNamespace(model=model, unknown=["weight"]))
     model(torch.ones(2)).sum().backward()
     with pytest.raises(RuntimeError, match="had no effect on the batch of report.* take part now"):
         other.check(sets)

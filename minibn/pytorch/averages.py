@@ -198,7 +198,8 @@ def _united(sets, touching, left):
 class Averages:
     """The running averages of a model, to be moved along with the scales of the converted sets.
 
-    Buffers are looked up in their modules each time, since a module may replace them.
+    Buffers are looked up in the model each time, since a module may replace them, and a script a
+    module.
 
     Args:
         model: which they belong to.
@@ -206,25 +207,22 @@ class Averages:
     """
 
     def __init__(self, model: torch.nn.Module, degrees: Degrees) -> None:
-        self.entries: list[tuple[dict, str, list[tuple[int, torch.Tensor]]]] = []  # a module's buffers, the name there, degrees
-        for name, parts in degrees.items():
-            path, _, own = name.rpartition(".")
-            self.entries.append((model.get_submodule(path)._buffers, own, [(i, _plain(k)) for i, k in parts]))
+        self.model = model
+        self.entries = {name: [(i, _plain(k)) for i, k in parts] for name, parts in degrees.items()}
 
     @torch.no_grad()
     def multiply(self, factors: Sequence[float]) -> None:
         """Multiply each entry by the product of factor**degree; `factors` has one number per set."""
         if all(f == 1 for f in factors):
             return
-        for buffers, name, parts in self.entries:
-            buffer = buffers[name]
+        for buffer, parts in zip(self.buffers, self.entries.values(), strict=True):
             for i, degree in parts:
                 if factors[i] != 1:
                     buffer.mul_(factors[i] ** degree.to(buffer.device, buffer.dtype))
 
     @property
     def buffers(self) -> list[torch.Tensor]:
-        return [buffers[name] for buffers, name, _ in self.entries]
+        return [self.model.get_buffer(name) for name in self.entries]
 
 
 def _plain(degree):

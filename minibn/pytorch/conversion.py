@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minibn.equivalence.streams import Frame
-from minibn.pytorch import records, script_form, watch
+from minibn.pytorch import copies, order, premise, records, script_form, watch
 from minibn.pytorch.averages import Averages
 from minibn.pytorch.l2 import L2
-from minibn.pytorch.parts import Set, merged, uneven
+from minibn.pytorch.parts import Set, check_common, is_live, merged, uneven
 from minibn.pytorch.rules import Decoupled, Group, Move
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Conversion:
     """
 
     def __init__(self, rules: dict[torch.optim.Optimizer, Rule], sets: Sequence[Set], form: str, band: float | None, moving: bool,
-                 averages: Averages | None, found: Any = None, along: watch.Along | None = None) -> None:
+                 averages: Averages | None, found: Any = None, along: premise.Along | None = None) -> None:
         self.optimizers, self.sets, self.band = list(rules), list(sets), band
         self.optimizer = self.optimizers[0]
         self.rules, self.form, self.moving, self.averages, self.found = rules, form, moving, averages, found
@@ -48,16 +48,18 @@ class Conversion:
         self.inside = False
         self._stepping: tuple[torch.optim.Optimizer, list[Move]] | None = None
         self._read()
-        self._gradients, self.weights = watch.Gradients(), watch.Weights()
-        self._asleep = watch.Asleep(found)
-        self._along = along or watch.Along({})
-        self._hooks = [p.register_hook(partial(self._divided, s, p)) for p, s in self.home.items()]
+        rule_of = {p: rules[part.optimizer] for s in sets for part in s.parts for p in part.members}
+        self._gradients, self.weights = watch.Gradients(), watch.Weights(lambda p: rule_of[p].state(p))
+        self._asleep = premise.Asleep(found)
+        self._along = along or premise.Along({})
+        self._hooks = [order.first_hook(p, partial(self._divided, s, p)) for p, s in self.home.items()]
+        self._orders = {optimizer: order.Innermost(optimizer, self._before, self._after) for optimizer in self.optimizers}
         for optimizer in self.optimizers:
-            self._hooks += [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after),
+            self._hooks += [*self._orders[optimizer].hooks,
                             optimizer.register_state_dict_pre_hook(lambda _: self._clear_broken_step()),
                             optimizer.register_load_state_dict_post_hook(self._loaded)]
             vars(optimizer)["_minibn"] = self  # not copied or pickled with the optimizer, as its hooks are not
-        watch.remember(self.parameters, self)
+        copies.remember(self.parameters, self)
         script_form.watch_averages()
         records.write(self.sets, self.form)
 
@@ -101,8 +103,12 @@ class Conversion:
         return frame.scale if self.form == "removed" else 1 / frame.scale
 
     def _loaded(self, _):
+        before = {s: s.ratio for s in self.sets}
         self._read()
-        self.weights.forget()
+        self.weights.forget(p for s in self.sets if s.ratio != before[s] for p in s.members)
+        if self.inside and any(s.ratio != 1 for s in self.sets):
+            raise RuntimeError("the state of a converted optimizer was loaded inside `handle.original()`, where the script's own "
+                               "weights are: load model and optimizer outside")
 
     # ---- a step ----
 
@@ -114,6 +120,10 @@ class Conversion:
             raise RuntimeError(f"the weights {s.title} are scale-invariant only together, but only some of their optimizers "
                                "have taken a step. Call .step() of all of them after each backward pass (did GradScaler "
                                "skip one?)")
+        if self.weights.was_written(p):
+            self.weights.check([p])
+        for each in self._orders.values():
+            each.restore()
         self._gradients.fired(p)
         self._along.saw(s, p, gradient)
         return gradient if s.ratio == 1 else gradient / s.ratio
@@ -121,6 +131,9 @@ class Conversion:
     @torch._disable_dynamo
     def _before(self, optimizer, args, kwargs):
         """Prepare the step, as soon as the gradients are there: with a closure, after it."""
+        if self._stepping and self._stepping[0] is optimizer and self.rules[optimizer].is_taken:
+            return None  # the step of a subclass calls that of its parent
+        self._orders[optimizer].require()
         self._clear_broken_step()
         if self.inside:
             raise RuntimeError("a step inside `handle.original()`: the weights are in the script's own form there. Step "
@@ -157,7 +170,7 @@ class Conversion:
 
     def _plan(self, s, optimizer):
         """{part: Plan} of the set's next step, or None if this optimizer does not move it; no effect."""
-        live = [part for part in s.parts if self._is_live(s, part)]
+        live = [part for part in s.parts if is_live(s, part, self.rules[part.optimizer])]
         if not any(part.optimizer is optimizer for part in live):
             return None
         if len(live) < len(s.parts) and not self.moving:
@@ -168,18 +181,9 @@ class Conversion:
             raise RuntimeError(f"the optimizers of {s.title}, which are scale-invariant only together, do not take turns, or "
                                "lr or weight decay changed between their steps. Call .step() of each once after a backward "
                                "pass")
-        self._check_common(s, plans)
+        if not self.moving:
+            check_common(s, plans)
         return plans
-
-    def _is_live(self, s, part):
-        """Whether the optimizer moves these weights in its next step."""
-        if getattr(self.rules[part.optimizer], "steps_without_gradient", False):
-            return True
-        missing = [p for p in part.members if p.grad is None]
-        sparse = [p for p in part.members if p.grad is not None and p.grad.is_sparse]
-        if sparse or 0 < len(missing) < len(part.members):
-            raise uneven(s, sparse or missing, "a sparse" if sparse else "no")
-        return not missing
 
     @torch.no_grad()
     def _clear_broken_step(self):
@@ -193,14 +197,6 @@ class Conversion:
                 self.weights.note(p for move in moves if move.growth != 1 for p in move.members)  # undone but for rounding
                 for s in [s for s in self.sets if not s.half_stepped]:
                     s.plans, s.waiting = {}, set()
-
-    def _check_common(self, s, plans):
-        scales = [plan.frame.scale for part, plan in plans.items() if not set(part.members) <= s.free]
-        if not self.moving and scales and not math.isclose(min(scales), max(scales), rel_tol=1e-9):
-            numbers = [{n: float(part.group[n]) for n in ("lr", "momentum", "weight_decay") if n in part.group} for part in plans]
-            raise ValueError(f"the weights {s.title} are scale-invariant only together, but at this step they are decayed in "
-                             f"different ways: {numbers}. Give them the same lr and weight decay, or convert with "
-                             "mixed=\"move\" or mixed=\"skip\"")
 
     def _moves(self, s, optimizer):
         """What the rule of `optimizer` has to do for the set."""
@@ -276,6 +272,7 @@ class Conversion:
         if not any(vars(optimizer).get("_minibn") is self for optimizer in self.optimizers):
             return
         self._clear_broken_step()
+        self.weights.check(self.parameters)
         if self.averages:
             self.averages.multiply([s.ratio for s in self.sets])
         for s in self.sets:
@@ -285,7 +282,7 @@ class Conversion:
                 part.group.pop(records.KEY, None)
         for hook in [*self._hooks, *self._asleep.hooks]:
             hook.remove()
-        watch.forget(self.parameters)
+        copies.forget(self.parameters)
         for optimizer in self.optimizers:
             del vars(optimizer)["_minibn"]
 

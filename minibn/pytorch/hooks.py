@@ -8,7 +8,7 @@ import torch
 
 from minibn.equivalence import streams
 from minibn.optim import Step
-from minibn.pytorch import watch
+from minibn.pytorch import copies, premise
 from minibn.pytorch.averages import FIT, Averages
 from minibn.pytorch.conversion import Conversion
 from minibn.pytorch.parts import Set
@@ -136,6 +136,9 @@ def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band)
                          "parameters at once")
     measured = isinstance(found, Report)
     sets = sets_of(optimizers, found, measured and averages)
+    if any(copies.handle_of(p) is not None for s in sets for p in s.members):
+        raise ValueError("some of these parameters are converted already, for another optimizer: call .remove() of that handle "
+                         "first, which brings the script's weights back")
     used = {part.optimizer for s in sets for part in s.parts}
     rules = {o: rule for o, rule in rules.items() if o in used}
     for s in sets:
@@ -153,7 +156,7 @@ def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band)
                       "model has BatchNorm, its running averages are not carried along, and evaluation needs "
                       "torch.optim.swa_utils.update_bn first. Give report(model, loss_fn), or averages=False if that is meant",
                       stacklevel=3)
-    along = watch.Along({s: found.gap(s.name) if measured else None for s in kept if not s.free.issuperset(s.members)})
+    along = premise.Along({s: found.gap(s.name) if measured else None for s in kept if not s.free.issuperset(s.members)})
     return Conversion(rules, kept, form, band, mixed == "move", carrying, found if measured else None, along)
 
 

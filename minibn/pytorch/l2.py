@@ -14,6 +14,8 @@ from minibn.schedules import nesterov
 class L2:
     """`torch.optim.SGD`: the hooks update the converted weights themselves, and torch's own step does not see them."""
 
+    steps_without_gradient = False
+
     def __init__(self, optimizer: torch.optim.Optimizer, form: str, weight_decay: float) -> None:
         self.optimizer, self.form, self.weight_decay = optimizer, form, weight_decay
         self.hidden: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -56,6 +58,11 @@ class L2:
             self.hidden += zip(members, grads, strict=True)
             for p in members:
                 p.grad = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the present step is taken, and its gradients are hidden from torch."""
+        return bool(self.hidden) and all(p.grad is None for p, _ in self.hidden)
 
     def complete(self, moves: list[Move]) -> bool:
         """After a step that was interrupted: whether it is complete for the converted weights. If not, it is undone."""

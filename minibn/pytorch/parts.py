@@ -1,5 +1,6 @@
 """What a conversion works on: sets of weights with a common scale, and their parts, one per param group."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,17 @@ class Part:
 
     @property
     def group(self) -> Group:
-        return self.optimizer.param_groups[self.index]
+        """
+        Raises:
+            RuntimeError: the param groups are not those of the conversion any more.
+        """
+        groups = self.optimizer.param_groups
+        params = groups[self.index]["params"] if self.index < len(groups) else []
+        if not all(i < len(params) and params[i] is p for i, p in zip(self.places, self.members, strict=True)):
+            raise RuntimeError("the optimizer's param groups were reordered, or converted parameters were moved between them. "
+                               "Call handle.remove() before, and convert again after it. (New param groups may be added at "
+                               "the end)")
+        return groups[self.index]
 
 
 @dataclass(eq=False)
@@ -51,12 +62,37 @@ class Set:
         return [p for part in self.parts for p in part.members]
 
 
+def is_live(s: Set, part: Part, rule: Any) -> bool:
+    """Whether the optimizer moves these weights in its next step.
+
+    Raises:
+        RuntimeError: it moves some of them.
+    """
+    if rule.steps_without_gradient:
+        return True
+    missing = [p for p in part.members if p.grad is None]
+    sparse = [p for p in part.members if p.grad is not None and p.grad.is_sparse]
+    if sparse or 0 < len(missing) < len(part.members):
+        raise uneven(s, sparse or missing, "a sparse" if sparse else "no")
+    return not missing
+
+
+def check_common(s: Set, plans: dict[Part, Plan]) -> None:
+    """Raise ValueError unless the plans of a set's parts lead to one scale."""
+    scales = [plan.frame.scale for part, plan in plans.items() if not set(part.members) <= s.free]
+    if scales and not math.isclose(min(scales), max(scales), rel_tol=1e-9):
+        numbers = [{n: float(part.group[n]) for n in ("lr", "momentum", "weight_decay") if n in part.group} for part in plans]
+        raise ValueError(f"the weights {s.title} are scale-invariant only together, but at this step they are decayed in "
+                         f"different ways: {numbers}. Give them the same lr and weight decay, or convert with "
+                         "mixed=\"move\" or mixed=\"skip\"")
+
+
 def uneven(s: Set, bad: list[torch.Tensor], what: str) -> RuntimeError:
     """The error for members of a set that do not step with the others."""
     return RuntimeError(
         f"{len(bad)} of the {len(s.members)} weights {s.title}, which are scale-invariant only together, of shapes "
         f"{[tuple(p.shape) for p in bad[:4]]}, have {what} gradient at this step, so their weight decay differs from the "
-        "others'. Do not convert this set, or convert with mixed=\"move\"")
+        "others'. Do not convert this set, or give these weights a param group of their own and convert with mixed=\"move\"")
 
 
 def merged(moves: list[Move]) -> list[Move]:

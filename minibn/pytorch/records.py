@@ -31,6 +31,11 @@ def write(sets: Sequence[Set], form: str) -> None:
         parts[0].group[KEY] = _record(form, parts)
 
 
+def erase(sets: Sequence[Set]) -> None:
+    for parts in _by_group(sets):
+        parts[0].group.pop(KEY, None)
+
+
 def _record(form: str, parts: list[Part]) -> dict[str, Any]:
     """One number per part, in each list."""
     frames = {name: [getattr(part.frame, name) for part in parts] for name in Frame._fields}

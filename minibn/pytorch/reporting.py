@@ -144,9 +144,13 @@ class Report:
         """Note why a group of the equations is none, if it is none."""
         sparse = {f"{name}.weight" for name, m in self.model.named_modules()
                   if isinstance(m, torch.nn.Embedding | torch.nn.EmbeddingBag) and m.sparse}
+        renormed = {f"{name}.weight" for name, m in self.model.named_modules()
+                    if isinstance(m, torch.nn.Embedding | torch.nn.EmbeddingBag) and m.max_norm is not None}
         modules = {name.rpartition(".")[0] for name in group}
         if sparse & set(group):
             self.refused[group] = "an embedding with sparse gradients: torch's optimizers do not decay it"
+        elif renormed & set(group):
+            self.refused[group] = "an embedding with max_norm: torch shortens its rows in each forward pass"
         elif self.unknown and len(modules) > 1:
             self.refused[group] = "parameters without effect on this batch may belong to them"
         return group in self.refused

@@ -74,6 +74,7 @@ class Decoupled:
     lr / R' and without weight decay. What the optimizer writes into that group is copied back.
     """
 
+    is_taken = False  # the hooks leave the step to torch
     steps_without_gradient = False  # whether it moves, and decays, weights without gradient, which torch's own leave alone
 
     def __init__(self, optimizer: torch.optim.Optimizer, form: str, weight_decay: float, delta: Delta = product) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minibn.pytorch import watch
+from minibn.pytorch import copies, records, watch
 
 if TYPE_CHECKING:
     from minibn.pytorch.conversion import Conversion
@@ -18,11 +18,13 @@ def original(handle: "Conversion") -> Iterator[None]:
     """See `Conversion.original`. On leaving, weights that were not written are restored bit for bit."""
     if handle.inside or any(s.half_stepped for s in handle.sets):
         raise RuntimeError("handle.original() inside itself, or between the steps of two optimizers")
+    handle.weights.check(handle.parameters)
     weights = [(p, part, handle.rules[part.optimizer]) for s in handle.sets for part in s.parts for p in part.members]
     each = [[p.detach(), *rule.state(p)] for p, _, rule in weights]  # weights with what depends on them (momentum)
     buffers = [[b] for b in (handle.averages.buffers if handle.averages else [])]
     held = [[t.clone() for t in tensors] for tensors in each + buffers]
     _carry(handle, weights, back=True)
+    records.erase(handle.sets)  # so that a checkpoint that is made here is an ordinary one
     own = [[t.clone() for t in tensors] for tensors in each + buffers]
     handle.inside = True
     try:
@@ -36,6 +38,7 @@ def original(handle: "Conversion") -> Iterator[None]:
                 for t, old in zip(tensors, before, strict=True):
                     if same:
                         t.copy_(old)
+        records.write(handle.sets, handle.form)
         handle.weights.note(handle.parameters)
 
 
@@ -55,7 +58,7 @@ def watch_averages() -> None:
 
     @wraps(update)
     def of_the_scripts_own_weights(self, model):
-        handles = {handle for p in model.parameters() if (handle := watch.handle_of(p)) is not None and not handle.inside}
+        handles = {handle for p in model.parameters() if (handle := copies.handle_of(p)) is not None and not handle.inside}
         with ExitStack() as stack:
             for handle in handles:
                 stack.enter_context(handle.original())

@@ -35,6 +35,9 @@ def sets_of(optimizers: Sequence[Optimizer], found: Any, with_averages: bool = F
         free = set()
     home = {p: (optimizer, i, place) for optimizer in optimizers for i, group in enumerate(optimizer.param_groups)
             for place, p in enumerate(group["params"])}
+    if len(home) < sum(len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups):
+        raise ValueError("a parameter is in two of these optimizers, or twice in one: each would decay it. Give each "
+                         "parameter to one of them")
     unknown = [tuple(p.shape) for _, members in named for p in members if p not in home]
     if unknown:
         raise ValueError(f"{len(unknown)} of the parameters are not in the optimizer, of shapes {unknown[:4]}; give "
@@ -49,8 +52,9 @@ def sets_of(optimizers: Sequence[Optimizer], found: Any, with_averages: bool = F
 def _why_none(found):
     if not isinstance(found, Report):
         return "no parameters were given that require gradients"
+    unknown = [f"without effect on the batch of the report: {', '.join(found.unknown[:4])}"] if found.unknown else []
     reasons = [f"{', '.join(names[:4])}: {reason}" for names, reason in list(found.refused.items())[:4]]
-    return "; ".join(["the report found no scale-invariant weights", *reasons, *found.hints[:4]]) + (
+    return "; ".join(["the report found no scale-invariant weights", *unknown, *reasons, *found.hints[:4]]) + (
         ". A model without normalisation has none. Print the report for the whole table")
 
 

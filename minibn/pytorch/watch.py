@@ -1,24 +1,15 @@
-"""Faults in a script with converted weights that would go unseen, and are noticed here.
+"""What a script does by hand to converted weights and their gradients, which would go unseen.
 
-These are: gradients that did not pass through a parameter's hook; weights that something else has
-written; a loss whose first gradients say that the weights are not scale-invariant; parameters that
-had no effect in `report` and have one now; copies of an optimizer without its hooks.
+These are: gradients that did not pass through a parameter's hook, and weights or momentum that
+something else has written.
 """
 
-import math
-import warnings
 import weakref
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from minibn.pytorch.scales import APPROXIMATE
-
-NOTICED = 1e-2  # of the gradient: less may be the rounding of bfloat16
-LEAST = 1e-3  # of the largest gradient: what is smaller may be rounding, or an effect of eps
-PATIENCE = 100  # so many gradients of a set are looked at, while they are that small: behind a head that starts at 0
 Tensors = Iterable[torch.Tensor]
 
 
@@ -69,142 +60,89 @@ class Gradients:
 
 
 class Weights:
-    """Notices weights that changed between two steps."""
+    """Notices weights that were written between two steps, and momentum that a conversion holds in another form.
 
-    def __init__(self) -> None:
-        self._seen: dict[torch.Tensor, tuple[int, torch.Tensor]] = {}
+    Numbers are compared that nearly any change moves: the first, the last, and the norm.
 
-    def forget(self) -> None:
+    Args:
+        state: p -> tensors of the optimizer's state that belong to the weight, as `rules` says.
+    """
+
+    def __init__(self, state: Callable[[torch.Tensor], list[torch.Tensor]] = lambda p: []) -> None:
+        self._state = state
+        self._seen: dict[torch.Tensor, list[Mark]] = {}
+        self._before: dict[torch.Tensor, list[Mark]] = {}
+
+    def forget(self, other_scale: Tensors = ()) -> None:
+        """The optimizer's state was loaded: the weights may be others. Those that have another P now must be."""
+        self._before = {p: self._seen[p] for p in other_scale if p in self._seen}
         self._seen = {}
 
     @torch.no_grad()
     def note(self, parameters: Tensors) -> None:
-        for p in parameters:
-            if _plain(p):
-                self._seen[p] = (p._version, _ends(p))
+        mine = {p: [p, *self._state(p)] for p in parameters if _plain(p)}
+        tensors = [t for each in mine.values() for t in each]
+        marks = dict(zip(tensors, _marks(tensors), strict=True))
+        for p, each in mine.items():
+            self._seen[p] = [marks[t] for t in each]
+            self._before.pop(p, None)
+
+    def was_written(self, p: torch.Tensor) -> bool:
+        """Whether p was written in place since the last note."""
+        return p in self._seen and self._seen[p][0].version != p._version
 
     @torch.no_grad()
     def check(self, parameters: Tensors) -> None:
         """
         Raises:
-            RuntimeError: a weight is not what it was after the last step.
+            RuntimeError: a weight is not what it was after the last step, or is though it cannot be.
         """
         for p in parameters:
-            if p in self._seen:
-                version, ends = self._seen[p]
-                if (p._version != version or p.device.type == "cpu") and not same(_ends(p), ends):
-                    raise RuntimeError(
-                        f"a converted weight of shape {tuple(p.shape)} was changed between steps (load_state_dict of the "
-                        "model alone, a new initialisation). Held weights are 1/P times the script's, so set them inside "
-                        "`with handle.original():`, or load the state of the optimizer of the same checkpoint, too")
+            now = {id(t): t for t in [p, *self._state(p)]} if p in self._seen else {}
+            for mark in self._seen.get(p, []):
+                if id(mark.tensor) in now and mark.differs():
+                    raise RuntimeError(_WRITTEN.format(tuple(p.shape)) if mark.tensor is p else _MOMENTUM)
+            if p in self._before and not self._before[p][0].differs():
+                raise RuntimeError(f"the optimizer's state was loaded, and the converted weight of shape {tuple(p.shape)} is "
+                                   "still that of before, though its scale is another now. Load the model's state of the same "
+                                   "checkpoint, too")
 
 
-class Along:
-    """Compares the first gradients with the lemma: those of scale-invariant weights have no part along the weights.
+class Mark(NamedTuple):
+    """A tensor, and what it was."""
 
-    That part is `<∂L/∂w, w> / (|∂L/∂w| |w|)`. It is seen if the loss of the training is another one than
-    that of `report` (with a regularisation of the weights, or with frozen statistics), or if
-    parameters were given that are not scale-invariant.
+    tensor: torch.Tensor
+    version: int
+    ends: torch.Tensor
+    norm: torch.Tensor
 
-    It is computed twice: of what backward passes gave, and of `p.grad` when the step is taken. The first
-    is not changed by a script that clips each number. The second has what DDP averages over processes,
-    and not what a script threw away. The smaller one counts.
-
-    Args:
-        usual: {set: the part that `report` found, or None without a report}; only these sets are
-            looked at.
-    """
-
-    def __init__(self, usual: dict[Any, float | None]) -> None:
-        self._usual = dict(usual)
-        self._seen: dict[Any, tuple[Any, Any]] = {}  # what `_products` gives
-        self._waited = dict.fromkeys(usual, 0)  # {set: how many of its gradients were next to nothing}
-        self._largest = 0.0  # the largest |∂L/∂w| |w| of a set so far
-
-    @torch.no_grad()
-    def saw(self, s: Any, p: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Called with each gradient of a backward pass."""
-        if s in self._usual and not gradient.is_sparse:
-            self._seen[s] = _sum([self._seen.get(s, (0.0, 0.0)), _products(gradient, p)])
-
-    @torch.no_grad()
-    def check(self, sets: Iterable) -> None:
-        """
-        Raises:
-            RuntimeError: the part is above 0.1, where a conversion would not even be approximate.
-        """
-        seen = {s: self._seen.pop(s) for s in sets if s in self._seen and all(p.grad is not None for p in s.members)}
-        self._largest = max([self._largest, *(float(size) for _, size in seen.values() if torch.isfinite(size))])
-        for s, backward in seen.items():
-            if not float(backward[1]) < math.inf:  # a GradScaler will refuse it: wait for the next one
-                continue
-            usual = self._usual[s]
-            if not float(backward[1]) > LEAST * self._largest:  # rounding, or an effect of eps alone: it says nothing
-                self._waited[s] += 1
-                if self._waited[s] == PATIENCE:
-                    del self._usual[s]
-                continue
-            both = [backward, _sum([_products(p.grad, p) for p in s.members])]
-            part = min(abs(float(product / size)) for product, size in both if size > 0)
-            if part > APPROXIMATE and part > 10 * (usual or 0.0):
-                raise RuntimeError(f"the first gradient of {s.title} is not orthogonal to these weights, so they are not "
-                                   f"scale-invariant: <gradient, weights> is {part:.2g} of |gradient| |weights|. "
-                                   f"{_NO_REPORT if usual is None else _OTHER_LOSS}")
-            del self._usual[s]
-            if usual is not None and part > max(10 * usual, NOTICED):
-                warnings.warn(f"the first gradient of {s.title} is less orthogonal to these weights than in the report: "
-                              f"<gradient, weights> is {part:.1g} of |gradient| |weights|, in the report {usual:.1g}. "
-                              f"{_OTHER_LOSS}", stacklevel=2)
+    def differs(self) -> bool:
+        """Whether the numbers are others now. On the CPU, what was written through `.data` is noticed at the ends only."""
+        t, written = self.tensor, self.tensor._version != self.version
+        if not written and t.device.type != "cpu":
+            return False
+        if not same(_ends(t), self.ends):
+            return True
+        rounding = 1e-10 if t.dtype.itemsize > 4 else 1e-5
+        return written and not torch.allclose(_norms([t])[0], self.norm, rtol=rounding, equal_nan=True)
 
 
-def _products(gradient, p):
-    """(<gradient, p>, |gradient| |p|), in at least float32."""
-    gradient, p = (t if t.dtype.itemsize > 2 else t.float() for t in (gradient.detach(), p.detach()))
-    size = torch.linalg.vector_norm(gradient) * torch.linalg.vector_norm(p)
-    return torch.sum(gradient * p.conj()).real.double(), size.double()
+_WRITTEN = ("a converted weight of shape {} was changed between steps (load_state_dict of the model alone, a new "
+            "initialisation, weights that are clamped, pruned, cast or perturbed). Held weights are 1/P times the script's, so set "
+            "them inside `with handle.original():`, or load the state of the optimizer of the same checkpoint, too")
+_MOMENTUM = ("the momentum of a converted weight was changed between steps. It is held in another form than the script's: change "
+             "it inside `with handle.original():`, or clear optimizer.state")
 
 
-def _sum(pairs):
-    return tuple(map(sum, zip(*pairs, strict=True)))
+def _marks(tensors):
+    return [Mark(t, t._version, _ends(t), norm) for t, norm in zip(tensors, _norms(tensors), strict=True)]
 
 
-_NO_REPORT = "Give report(model, loss_fn) in place of parameters: it finds those that are"
-_OTHER_LOSS = ("Is the loss the one that report(model, loss_fn) saw, with the same penalties on the weights and the same "
-               "layers in training mode? Call handle.remove(), and report with the loss of the training")
-
-
-class Asleep:
-    """Parameters that had no effect on the batch of `report`. When one takes part, the sets are tested by its gradient."""
-
-    def __init__(self, found: Any) -> None:
-        self.hooks, self._woken = [], False
-        names = set(getattr(found, "unknown", ()))
-        for name, p in found.model.named_parameters() if names else ():
-            if name in names and p.requires_grad:
-                self.hooks.append(p.register_hook(self._fired))
-
-    def _fired(self, gradient):
-        self._woken = self._woken or bool(gradient.any())
-
-    def check(self, sets: Iterable) -> None:
-        """
-        Raises:
-            RuntimeError: with all parameters awake, a set is not scale-invariant: <∂L/∂w, w> is not
-                0.
-        """
-        if not self._woken:
-            return
-        for s in sets:
-            pairs = [_products(p.grad, p) for p in s.members if p.grad is not None]
-            product, size = map(float, _sum([(0.0, 0.0), *pairs]))
-            if abs(product) > 1e-2 * size:
-                raise RuntimeError("parameters that had no effect on the batch of report(...) take part now, and with them "
-                                   f"{s.title} are not scale-invariant any more: <gradient, weights> is {product / size:.1e} "
-                                   "of what it could be. Call handle.remove(), and report with a batch that uses all "
-                                   "parameters")
-        for hook in self.hooks:
-            hook.remove()
-        self._woken = False
+def _norms(tensors):
+    """Their norms, in at least float32."""
+    real = [torch.view_as_real(t.detach()) if t.is_complex() else t.detach() for t in tensors]
+    wide = [t if t.dtype.itemsize > 2 else t.float() for t in real]
+    return torch._foreach_norm(wide) if wide else []
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -219,38 +157,3 @@ def _plain(p):
 def _ends(p):
     first, last = p.detach()[(0,) * p.ndim], p.detach()[(-1,) * p.ndim]
     return torch.stack([first, last])
-
-
-# ---- copies ----
-
-_hooked: dict[int, tuple[weakref.ref, weakref.ref]] = {}  # {id of a parameter: (itself, its Conversion)}, of live ones
-_watching: list = []
-
-
-def remember(parameters: Tensors, handle: Any) -> None:
-    """From now on, an optimizer whose state says that it is converted, and whose parameters have no hooks, is refused."""
-    _hooked.update({id(p): (weakref.ref(p), weakref.ref(handle)) for p in parameters})
-    if not _watching:
-        _watching.append(register_optimizer_step_pre_hook(_notice_copies))
-
-
-def forget(parameters: Tensors) -> None:
-    for p in parameters:
-        _hooked.pop(id(p), None)
-
-
-def _notice_copies(optimizer, args, kwargs):
-    if "_minibn" in vars(optimizer):  # it has its hooks; copies have neither
-        return
-    for group in optimizer.param_groups:
-        record = group.get("minibn")
-        if record and any(handle_of(group["params"][i]) is None for places in record["params"] for i in places):
-            raise RuntimeError("this optimizer is a copy of a converted one, without its hooks (deepcopy, pickle or "
-                               "load_state_dict made it): call remove_weight_decay(optimizer, report(model, ...)) for the "
-                               "copy as well")
-
-
-def handle_of(p: torch.Tensor) -> Any:
-    """The Conversion that has a hook on this parameter, or None."""
-    itself, handle = _hooked.get(id(p), (None, None))
-    return handle() if itself and handle and itself() is p else None

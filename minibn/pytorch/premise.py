@@ -1,0 +1,137 @@
+"""The premise of the conversion, looked at again in training: <∂L/∂w, w> = 0 for the converted weights.
+
+It fails if the loss of the training is another one than that of `report`, or if parameters take part
+that had no effect there.
+"""
+
+import math
+import warnings
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+
+from minibn.pytorch.scales import APPROXIMATE
+
+NOTICED = 1e-2  # of the gradient: less may be the rounding of bfloat16
+LEAST = 1e-3  # of the largest gradient: what is smaller may be rounding, or an effect of eps
+LATER = 1e-2  # the same for later gradients, which rounding may have a larger part in
+PATIENCE = 100  # so many gradients of a set are looked at, while they are that small: behind a head that starts at 0
+
+
+class Along:
+    """Compares the first gradients with the lemma: those of scale-invariant weights have no part along the weights.
+
+    That part is `<∂L/∂w, w> / (|∂L/∂w| |w|)`. It is seen if the loss of the training is another one than
+    that of `report` (with a regularisation of the weights, or with frozen statistics), or if
+    parameters were given that are not scale-invariant.
+
+    It is computed twice: of what backward passes gave, and of `p.grad` when the step is taken. The first
+    is not changed by a script that clips each number. The second has what DDP averages over processes,
+    and not what a script threw away. The smaller one counts.
+
+    The gradients of later steps, the 2nd, 4th, 8th, … and each 100th, are looked at as well: a script may
+    add a penalty, or a layer.
+
+    Args:
+        usual: {set: the part that `report` found, or None without a report}; only these sets are
+            looked at.
+    """
+
+    def __init__(self, usual: dict[Any, float | None]) -> None:
+        self._all, self._steps = dict(usual), dict.fromkeys(usual, 0)
+        self._usual = dict(usual)  # of the sets whose next gradient is looked at
+        self._passed: set = set()
+        self._seen: dict[Any, tuple[Any, Any]] = {}  # what `_products` gives
+        self._waited = dict.fromkeys(usual, 0)  # {set: how many of its gradients were next to nothing}
+        self._largest = 0.0  # the largest |∂L/∂w| |w| of a set so far
+
+    @torch.no_grad()
+    def saw(self, s: Any, p: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Called with each gradient of a backward pass."""
+        if s in self._usual and not gradient.is_sparse:
+            self._seen[s] = _sum([self._seen.get(s, (0.0, 0.0)), _products(gradient, p)])
+
+    @torch.no_grad()
+    def check(self, sets: Collection) -> None:
+        """
+        Raises:
+            RuntimeError: the part is above 0.1, where a conversion would not even be approximate.
+        """
+        seen = {s: self._seen.pop(s) for s in sets if s in self._seen and all(p.grad is not None for p in s.members)}
+        self._largest = max([self._largest, *(float(size) for _, size in seen.values() if torch.isfinite(size))])
+        for s, backward in seen.items():
+            if not float(backward[1]) < math.inf:  # a GradScaler will refuse it: wait for the next one
+                continue
+            usual, later = self._usual[s], s in self._passed
+            if not float(backward[1]) > (LATER if later else LEAST) * self._largest:  # rounding, or eps: it says nothing
+                self._waited[s] += 1
+                if later or self._waited[s] >= PATIENCE:
+                    del self._usual[s]
+                continue
+            both = [backward, _sum([_products(p.grad, p) for p in s.members])]
+            part = min(abs(float(product / size)) for product, size in both if size > 0)
+            if part > APPROXIMATE and part > 10 * (usual or 0.0):
+                raise RuntimeError(f"the {'' if later else 'first '}gradient of {s.title} is not orthogonal to these weights, so they are not "
+                                   f"scale-invariant: <gradient, weights> is {part:.2g} of |gradient| |weights|. "
+                                   f"{_NO_REPORT if usual is None else _OTHER_LOSS}")
+            del self._usual[s]
+            self._passed.add(s)
+            if not later and usual is not None and part > max(10 * usual, NOTICED):
+                warnings.warn(f"the first gradient of {s.title} is less orthogonal to these weights than in the report: "
+                              f"<gradient, weights> is {part:.1g} of |gradient| |weights|, in the report {usual:.1g}. "
+                              f"{_OTHER_LOSS}", stacklevel=2)
+        for s in self._all.keys() & set(sets):
+            self._steps[s] += 1
+            if (coming := self._steps[s] + 1) % 100 == 0 or coming & (coming - 1) == 0:
+                self._usual[s] = self._all[s]
+
+
+def _products(gradient, p):
+    """(<gradient, p>, |gradient| |p|), in at least float32."""
+    gradient, p = (t if t.dtype.itemsize > 2 else t.float() for t in (gradient.detach(), p.detach()))
+    size = torch.linalg.vector_norm(gradient) * torch.linalg.vector_norm(p)
+    return torch.sum(gradient * p.conj()).real.double(), size.double()
+
+
+def _sum(pairs):
+    return tuple(map(sum, zip(*pairs, strict=True)))
+
+
+_NO_REPORT = "Give report(model, loss_fn) in place of parameters: it finds those that are"
+_OTHER_LOSS = ("Is the loss the one that report(model, loss_fn) saw, with the same penalties on the weights and the same "
+               "layers in training mode? Call handle.remove(), and report with the loss of the training")
+
+
+class Asleep:
+    """Parameters that had no effect on the batch of `report`. When one takes part, the sets are tested by its gradient."""
+
+    def __init__(self, found: Any) -> None:
+        self.hooks, self._woken = [], False
+        names = set(getattr(found, "unknown", ()))
+        for name, p in found.model.named_parameters() if names else ():
+            if name in names and p.requires_grad:
+                self.hooks.append(p.register_hook(self._fired))
+
+    def _fired(self, gradient):
+        self._woken = self._woken or bool(gradient.any())
+
+    def check(self, sets: Iterable) -> None:
+        """
+        Raises:
+            RuntimeError: with all parameters awake, a set is not scale-invariant: <∂L/∂w, w> is not
+                0.
+        """
+        if not self._woken:
+            return
+        for s in sets:
+            pairs = [_products(p.grad, p) for p in s.members if p.grad is not None]
+            product, size = map(float, _sum([(0.0, 0.0), *pairs]))
+            if abs(product) > 1e-2 * size:
+                raise RuntimeError("parameters that had no effect on the batch of report(...) take part now, and with them "
+                                   f"{s.title} are not scale-invariant any more: <gradient, weights> is {product / size:.1e} "
+                                   "of what it could be. Call handle.remove(), and report with a batch that uses all "
+                                   "parameters")
+        for hook in self.hooks:
+            hook.remove()
+        self._woken = False
