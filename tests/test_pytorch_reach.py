@@ -11,7 +11,6 @@ import networks as n  # noqa: E402
 from scripts import X, Y, images, loss_of, network  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
-from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from minibn.pytorch import report  # noqa: E402
 
@@ -70,12 +69,3 @@ def test_a_branch_with_next_to_no_effect_is_measured():
     torch.manual_seed(0)
     model = n.convnext(layer_scale=1e-12).double()
     assert report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1])).unknown == []
-
-
-def test_after_a_report_with_checkpointed_activations_casts_are_torchs_own_again():
-    """Modules inside modules are called again in backward."""
-    model = network()
-    body = nn.Sequential(model[:3], model[3:6])
-    both = nn.Sequential(body, model[6:])
-    report(both, lambda m: F.cross_entropy(m[1](checkpoint(m[0], X[:16], use_reentrant=False)), Y[:16]))
-    assert torch.ones(1, dtype=torch.float64).float().dtype == torch.float32
