@@ -136,6 +136,25 @@ def same_with_the_line(line=remove, tolerance=1e-10, train=None, **options):
     return usual, converted
 
 
+def assert_evaluations_agree(make, batch=None, groups=lambda model: model.parameters(), **options):
+    """The losses in evaluation mode after each step, with and without the line; `batch` is that of the report."""
+    def train(convert):
+        torch.manual_seed(0)
+        model, losses = make().double(), []
+        optimizer = torch.optim.SGD(groups(model), lr=0.05, weight_decay=0.05)
+        x, y = batch or images(0)
+        if convert:
+            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(x), y)), **options)
+        for t in range(20):
+            optimizer.zero_grad()
+            F.cross_entropy(model.train()(images(t)[0]), images(t)[1]).backward()
+            optimizer.step()
+            losses.append(F.cross_entropy(model.eval()(images(-1)[0]), images(-1)[1]).item())
+        return losses
+
+    assert train(True) == pytest.approx(train(False), rel=1e-9)
+
+
 # ---- schedulers ----
 
 

@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
 import networks as n  # noqa: E402
-from scripts import Script, images, kinds, remove, same_with_the_line  # noqa: E402
+from scripts import Script, assert_evaluations_agree, images, kinds, remove, same_with_the_line  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.optim.lr_scheduler import ReduceLROnPlateau  # noqa: E402
@@ -109,25 +109,6 @@ def test_architectures_train_and_evaluate_as_without_the_line(make, no_decay):
     converted, scale = train(True)
     assert converted == pytest.approx(usual, rel=1e-8, abs=1e-8)
     assert scale < 0.95
-
-
-def assert_evaluations_agree(make, batch=None, groups=lambda model: model.parameters(), **options):
-    """The losses in evaluation mode after each step, with and without the line; `batch` is that of the report."""
-    def train(convert):
-        torch.manual_seed(0)
-        model, losses = make().double(), []
-        optimizer = torch.optim.SGD(groups(model), lr=0.05, weight_decay=0.05)
-        x, y = batch or images(0)
-        if convert:
-            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(x), y)), **options)
-        for t in range(20):
-            optimizer.zero_grad()
-            F.cross_entropy(model.train()(images(t)[0]), images(t)[1]).backward()
-            optimizer.step()
-            losses.append(F.cross_entropy(model.eval()(images(-1)[0]), images(-1)[1]).item())
-        return losses
-
-    assert train(True) == pytest.approx(train(False), rel=1e-9)
 
 
 def test_a_channel_that_is_dead_on_the_batch_of_the_report_and_lives_later():

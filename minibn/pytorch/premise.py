@@ -72,8 +72,8 @@ class Along:
             both = [backward, _sum([_products(p.grad, p) for p in s.members])]
             part = min(abs(float(product / size)) for product, size in both if size > 0)
             if part > APPROXIMATE and part > 10 * (usual or 0.0):
-                raise RuntimeError(f"the {'' if later else 'first '}gradient of {s.title} is not orthogonal to these weights, so they are not "
-                                   f"scale-invariant: <gradient, weights> is {part:.2g} of |gradient| |weights|. "
+                raise RuntimeError(f"the {'' if later else 'first '}gradient of {s.title} is not orthogonal to these weights, "
+                                   f"so they are not scale-invariant: <gradient, weights> is {part:.2g} of |gradient| |weights|. "
                                    f"{_NO_REPORT if usual is None else _OTHER_LOSS}")
             del self._usual[s]
             self._passed.add(s)

@@ -128,8 +128,8 @@ class Mark(NamedTuple):
 
 
 _WRITTEN = ("a converted weight of shape {} was changed between steps (load_state_dict of the model alone, a new "
-            "initialisation, weights that are clamped, pruned, cast or perturbed). Held weights are 1/P times the script's, so set "
-            "them inside `with handle.original():`, or load the state of the optimizer of the same checkpoint, too")
+            "initialisation, weights that are clamped, pruned, cast or perturbed). Held weights are 1/P times the script's, so "
+            "set them inside `with handle.original():`, or load the state of the optimizer of the same checkpoint, too")
 _MOMENTUM = ("the momentum of a converted weight was changed between steps. It is held in another form than the script's: change "
              "it inside `with handle.original():`, or clear optimizer.state")
 
