@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_any_optimizer import AnyStep, Cautious, CoupledAdam, CoupledSign, InsideRatio, Sphere
+from optimizer_runs import Sphere
+from own_optimizers import AnyStep, Cautious, CoupledAdam, CoupledSign, InsideRatio
 
 from minibn import equivalence, invariance, kernels, nn, optim
 from minibn.equivalence import (
