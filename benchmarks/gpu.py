@@ -34,7 +34,8 @@ LIMIT = 460  # seconds of all rows together
 FULL, LARGE, SMALL = {"depth": 32, "batch": 128}, {"depth": 32, "batch": 1024}, {"depth": 8, "batch": 64}
 TINY = {"depth": 8, "width": 4, "batch": 4}
 LIBRARIES, LARGE_BATCH = {"cupy": "CuPy", "torch": "PyTorch"}, ", batch 1024"
-GPU_TESTS = ["backends", "equivalence", "kernels", "layers", "optim", "optimizers", "schedules"]
+GPU_TESTS = ["backends", "backend_training", "backend_names", "labels", "equivalence", "kernels", "layers", "optim", "optimizers",
+             "schedules"]
 SPIN = """extern "C" __global__ void spin(long long cycles) {
     long long start = clock64();
     while (clock64() - start < cycles) {}

@@ -1,4 +1,4 @@
-"""What several test files use: every normalisation, every network of `minibn.models`, small, and code with a line broken."""
+"""What several test files use: every normalisation, every network of `minibn.models`, small, a convolution, broken code."""
 
 import inspect
 
@@ -22,6 +22,10 @@ NETWORKS = {
 
 # An MLP's rows have one number per channel: InstanceNorm would normalise each of them alone.
 PAIRS = [(network, norm) for network in NETWORKS for norm in NORMS if (network, norm) != ("mlp", "instance")]
+
+
+def conv(rng, inside=4, outside=4, bias=False, padding=0):
+    return nn.Conv2d(inside, outside, 1 + 2 * padding, padding=padding, bias=bias, rng=rng, dtype="float64")
 
 
 def broken(module, name, old, new):

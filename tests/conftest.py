@@ -144,6 +144,20 @@ def backend_name(request):
     yield request.param
 
 
+@pytest.fixture
+def far(monkeypatch):
+    """NumPy arrays taken for those of a GPU; returns a list of how many rows of the history were fetched at a time."""
+    def read(numbers):
+        if len(numbers) > 2:  # those of the labels and of an evaluation are two
+            fetched.append(sum(isinstance(n, int) for n in numbers))  # the number of the step
+        return original(numbers)
+
+    monkeypatch.setattr(backend, "is_on_host", lambda x: False)
+    fetched, original = [], backend.read
+    monkeypatch.setattr(backend, "read", read)
+    return fetched
+
+
 def others(test):
     """For tests that compare with NumPy: `library` is every one but that."""
     return pytest.mark.parametrize("library", OTHERS, indirect=True)(test)

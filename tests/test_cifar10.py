@@ -4,48 +4,15 @@ import hashlib
 import io
 import os
 import pickle
-import struct
 import tarfile
-import tracemalloc
 import zipfile
-from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from cifar10_batches import COUNT, make_batches, pack, write_binary, write_pickles
 
 from minibn import data
 from minibn.data import cifar10_files as cifar10
-from minibn.data import pickles
-
-COUNT = 20  # images in each file; the real ones have 10,000
-
-
-def make_batches():
-    """{name: (pixels (COUNT, 3072), labels (COUNT,))}, with all classes equally often, as in the original."""
-    rng = np.random.default_rng(0)
-    return {name: (rng.integers(256, size=(COUNT, 3072), dtype=np.uint8), rng.permutation(np.arange(COUNT) % 10))
-            for name in cifar10.NAMES}
-
-
-def write_binary(folder, batches):
-    folder.mkdir(parents=True)
-    for name, (pixels, labels) in batches.items():
-        (folder / f"{name}.bin").write_bytes(np.column_stack([labels.astype(np.uint8), pixels]).tobytes())
-    (folder / "batches.meta.txt").write_text("airplane\n")
-
-
-def write_pickles(folder, batches, protocol=2):
-    folder.mkdir(parents=True)
-    for name, (pixels, labels) in batches.items():
-        batch = {b"data": pixels, b"labels": labels.tolist(), b"batch_label": b"training batch", b"filenames": [b"a.png"] * COUNT}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol))
-
-
-def pack(folder, archive):
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, folder.name)
 
 
 @pytest.fixture
@@ -189,59 +156,6 @@ def test_pickles_that_are_no_batches(small, batch):
         cifar10.read(folder / "p", checksum=False)
 
 
-LARGE = struct.pack("<Q", 2**33)
-DTYPE = b"cnumpy\ndtype\n(S'i4'\ntR"
-ENCODE = b"c_codecs\nencode\n(X\1\0\0\0aX\3\0\0\0hextR"  # with other codecs it would double the text, again and again
-
-
-@pytest.mark.parametrize(("program", "message"), [
-    pytest.param(b"]r\xff\xff\xff\x7f.", "stores object number 2147483647 after 2 operations", id="memo"),
-    pytest.param(b"]p2147483647\n.", "stores object number 2147483647 after 2 operations", id="memo in text"),
-    pytest.param(b"\x80\4\x8e" + LARGE + b"abc.", "expected 8589934592 bytes", id="bytes"),
-    pytest.param(b"\x80\5\x96" + LARGE + b"abc.", "expected 8589934592 bytes", id="bytearray"),
-    pytest.param(b"\x80\4\x95" + LARGE + b"N.", "truncated|exhausted", id="frame"),
-    pytest.param(b"cnumpy\nndarray\n(I10000000000\ntR.", "not callable", id="ndarray"),
-    pytest.param(b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I10000000000\ntS'b'\ntR.",
-                 "makes an array of shape .10000000000,. without numbers", id="reconstruct"),
-    pytest.param(ENCODE + b".", "asks for text in the encoding hex", id="codecs"),
-    pytest.param(DTYPE + b"(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb" * 17 + b".", "more than 16 NumPy objects", id="objects"),
-    pytest.param(DTYPE.replace(b"i4", b"V10000000") + b".", "numbers of the type .V10000000", id="void"),
-])
-def test_a_small_pickle_cannot_take_much_memory(program, message):
-    tracemalloc.start()
-    try:
-        with pytest.raises(Exception, match=message):
-            pickles.load(program)
-        assert tracemalloc.get_traced_memory()[1] < 1e6
-    finally:
-        tracemalloc.stop()
-
-
-WHOLE = pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, np.int64(2)], b"filenames": [b"a.png", b"b.png"]}, 2)
-
-
-@settings(max_examples=300)
-@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=4), st.sampled_from([0, -200]))
-def test_a_changed_pickle_gives_something_or_an_error_within_little_memory(changes, start):
-    content = bytearray(WHOLE)
-    for place, value in changes:
-        content[(start + place) % len(content)] = value
-    tracemalloc.start()
-    try:
-        with suppress(Exception):
-            pickles.load(bytes(content))
-        assert tracemalloc.get_traced_memory()[1] < 1e6
-    finally:
-        tracemalloc.stop()
-
-
-def test_reading_a_pickle_does_not_change_numpy():
-    """A dtype is filled after it is made: the copy, not NumPy's own int32, becomes big-endian."""
-    assert pickles.load(pickle.dumps(np.arange(3, dtype=">i4"), 2)).tolist() == [0, 1, 2]
-    assert np.dtype("int32").isnative
-    assert np.frombuffer(b"\1\0\0\0", "<i4")[0] == 1
-
-
 @pytest.mark.parametrize("form", ["gz", "bz2", "xz"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "noise"])
 def test_a_damaged_archive_that_is_read_unchecked(small, form, damage):
@@ -289,26 +203,3 @@ def test_an_archive_with_an_endless_file_is_not_read_whole(tmp_path, monkeypatch
     (tmp_path / "data_batch_1.bin").write_bytes(bytes(1001))
     with pytest.raises(ValueError, match="has 1001 bytes, more than any file of CIFAR-10"):
         cifar10.read(tmp_path, checksum=False)
-
-
-# ---- augmentation ----
-
-
-def test_crop_flip_gives_a_crop_of_the_padded_image():
-    """Every output is one of the (2p+1)² crops of the padded image, or its mirror image; all are seen."""
-    x = np.arange(1.0, 1 + 4 * 5 * 2).reshape(1, 4, 5, 2)
-    padded = np.pad(x[0], ((1, 1), (1, 1), (0, 0)))
-    crops = [padded[i : i + 4, j : j + 5] for i in range(3) for j in range(3)]
-    possible = {c.tobytes() for crop in crops for c in (crop, crop[:, ::-1])}
-    out = data.crop_flip(np.repeat(x, 500, axis=0), rng=np.random.default_rng(0), padding=1)
-    assert out.shape == (500, 4, 5, 2)
-    assert {image.tobytes() for image in out} == possible
-    np.testing.assert_array_equal(out, data.crop_flip(np.repeat(x, 500, axis=0), rng=np.random.default_rng(0), padding=1))
-
-
-def test_batches_are_augmented():
-    x, y = np.ones((6, 4, 4, 1)), np.arange(6)
-    parts = list(data.batches(x, y, 3, rng=np.random.default_rng(0), augment=data.crop_flip))
-    assert all(part.shape == (3, 4, 4, 1) for part, _ in parts)
-    assert any((part == 0).any() for part, _ in parts)
-    assert x.min() == 1

@@ -1,4 +1,4 @@
-"""Data sets and batches."""
+"""Data sets, batches, and how their images are augmented."""
 
 import numpy as np
 import pytest
@@ -65,3 +65,23 @@ def test_empty_and_unequal_data():
         data.batches(np.ones((3, 2)), np.ones(2), 1, rng=rng)
     with pytest.raises(ValueError, match="count, size, channels and num_classes must be at least 1, got 0, 8, 1, 10"):
         data.synthetic(0, rng=rng)
+
+
+def test_crop_flip_gives_a_crop_of_the_padded_image():
+    """Every output is one of the (2p+1)² crops of the padded image, or its mirror image; all are seen."""
+    x = np.arange(1.0, 1 + 4 * 5 * 2).reshape(1, 4, 5, 2)
+    padded = np.pad(x[0], ((1, 1), (1, 1), (0, 0)))
+    crops = [padded[i : i + 4, j : j + 5] for i in range(3) for j in range(3)]
+    possible = {c.tobytes() for crop in crops for c in (crop, crop[:, ::-1])}
+    out = data.crop_flip(np.repeat(x, 500, axis=0), rng=np.random.default_rng(0), padding=1)
+    assert out.shape == (500, 4, 5, 2)
+    assert {image.tobytes() for image in out} == possible
+    np.testing.assert_array_equal(out, data.crop_flip(np.repeat(x, 500, axis=0), rng=np.random.default_rng(0), padding=1))
+
+
+def test_batches_are_augmented():
+    x, y = np.ones((6, 4, 4, 1)), np.arange(6)
+    parts = list(data.batches(x, y, 3, rng=np.random.default_rng(0), augment=data.crop_flip))
+    assert all(part.shape == (3, 4, 4, 1) for part, _ in parts)
+    assert any((part == 0).any() for part, _ in parts)
+    assert x.min() == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernels import CASES, assert_equal, cases
+from kernel_cases import CASES, assert_equal, cases
 
 from minibn import kernels
 from minibn.kernels import cpu, device, reference

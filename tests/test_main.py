@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from test_cifar10 import make_batches, write_binary
+from cifar10_batches import make_batches, write_binary
 
 from minibn import equivalence, experiment, export, schedules, sweep
 from minibn.__main__ import main

@@ -1,4 +1,4 @@
-"""The optimisers by name, and Lion's own conversion as a schedule; the other conversions are in `test_any_optimizer`."""
+"""The optimisers by name, and Lion's own conversion as a schedule; that of AdamW is in `test_adam_streams`."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from common import broken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_any_optimizer import KINDS, Sphere, assert_close, direction, random_steps, seeds
+from optimizer_runs import KINDS, Sphere, assert_close, direction, random_steps, seeds
 
 from minibn import nn
 from minibn.equivalence import (
