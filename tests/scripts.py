@@ -117,6 +117,10 @@ class Script:
         return [x.detach().clone() for x in [*self.model.parameters(), *kept]]
 
 
+def trained(kind="sgd", steps=10):
+    return Script(remove, kind=kind).train(steps)
+
+
 def assert_same(script, other, tolerance=1e-10):
     """The same training: equal loss curves, and loss curves of something that is trained at all."""
     gap = np.abs(np.array(script.losses) - other.losses).max()

@@ -209,6 +209,25 @@ class Averages:
     def __init__(self, model: torch.nn.Module, degrees: Degrees) -> None:
         self.model = model
         self.entries = {name: [(i, _plain(k)) for i, k in parts] for name, parts in degrees.items()}
+        self._batches: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """The averages are others from now on."""
+        self._batches = {}
+
+    def check(self) -> None:
+        """
+        Raises:
+            RuntimeError: BatchNorm counts fewer batches than before. Only on the CPU: a GPU would have to be
+                waited for.
+        """
+        for name, module in self.model.named_modules():
+            count = getattr(module, "num_batches_tracked", None)
+            if isinstance(count, torch.Tensor) and count.device.type == "cpu":
+                if int(count) < self._batches.get(name, 0):
+                    raise RuntimeError(f"the running averages of {name} were reset between steps. The model holds those of the "
+                                       "converted weights, so reset them inside `with handle.original():`")
+                self._batches[name] = int(count)
 
     @torch.no_grad()
     def multiply(self, factors: Sequence[float]) -> None:
@@ -222,7 +241,15 @@ class Averages:
 
     @property
     def buffers(self) -> list[torch.Tensor]:
-        return [self.model.get_buffer(name) for name in self.entries]
+        """
+        Raises:
+            RuntimeError: one is not in the model any more.
+        """
+        try:
+            return [self.model.get_buffer(name) for name in self.entries]
+        except AttributeError as error:
+            raise RuntimeError(f"a running average is not in the model any more ({error}): call handle.remove() before such a "
+                               "change, and report again after it") from error
 
 
 def _plain(degree):

@@ -44,13 +44,12 @@ class Conversion:
         self.optimizer = self.optimizers[0]
         self.rules, self.form, self.moving, self.averages, self.found = rules, form, moving, averages, found
         self.home = {p: s for s in sets for p in s.members}
-        self.parameters = set(self.home)
-        self.inside = False
+        self.parameters, self.inside = set(self.home), False
         self._stepping: tuple[torch.optim.Optimizer, list[Move]] | None = None
         self._read()
         rule_of = {p: rules[part.optimizer] for s in sets for part in s.parts for p in part.members}
         self._gradients, self.weights = watch.Gradients(), watch.Weights(lambda p: rule_of[p].state(p))
-        self._asleep = premise.Asleep(found)
+        self._asleep, self._newcomers = premise.Asleep(found), premise.Newcomers(found)
         self._along = along or premise.Along({})
         self._hooks = [order.first_hook(p, partial(self._divided, s, p)) for p, s in self.home.items()]
         self._orders = {optimizer: order.Innermost(optimizer, self._before, self._after) for optimizer in self.optimizers}
@@ -75,7 +74,7 @@ class Conversion:
         return {s.name: s.parts[0].frame.scale for s in self.sets}
 
     def frame(self, which: torch.Tensor | Group) -> Frame:
-        """The change of variables at present: of a parameter, or of the converted parameters of a param group, if they agree."""
+        """The change of variables at present: of a parameter, or of a param group's converted parameters, if they agree."""
         chosen = {which} if isinstance(which, torch.Tensor) else set(self.members(which))
         frames = {part.frame for s in self.sets for part in s.parts if chosen & set(part.members)}
         if len(frames) != 1:
@@ -105,6 +104,8 @@ class Conversion:
     def _loaded(self, _):
         before = {s: s.ratio for s in self.sets}
         self._read()
+        if self.averages:
+            self.averages.forget()
         self.weights.forget(p for s in self.sets if s.ratio != before[s] for p in s.members)
         if self.inside and any(s.ratio != 1 for s in self.sets):
             raise RuntimeError("the state of a converted optimizer was loaded inside `handle.original()`, where the script's own "
@@ -140,8 +141,7 @@ class Conversion:
                                "outside")
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._begin(optimizer)
-            return None
+            return self._begin(optimizer)
 
         def closure_and_step():
             with torch.enable_grad():
@@ -158,6 +158,9 @@ class Conversion:
         mine = [s for s in self.sets if any(part.optimizer is optimizer for part in s.parts)]
         self.weights.check([p for s in mine for p in s.members])
         self.unscale_(optimizer)
+        self._newcomers.check()
+        if self.averages:
+            self.averages.check()
         self._asleep.check(self.sets)
         self._along.check(mine)
         plans = {s: plan for s in mine if (plan := self._plan(s, optimizer))}

@@ -46,8 +46,10 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
     A checkpoint holds the held weights and P. Call this function in every script that goes on from
     such a checkpoint, before or after `optimizer.load_state_dict`. Call `handle.remove()` before
     saving to get an ordinary checkpoint. A checkpoint from before the conversion may be loaded as
-    well. To set weights by hand, do so inside `with handle.original():`; elsewhere it is noticed
-    and refused.
+    well. To set weights, momentum or running averages by hand, do so inside `with
+    handle.original():`; elsewhere it is noticed and refused, as are another optimizer for the same
+    weights, and param groups that are rearranged. What reads the sizes of weights by hand must do so
+    inside as well, since nothing can notice that.
 
     Args:
         optimizer: a torch optimizer, or several in a list if weights that are scale-invariant

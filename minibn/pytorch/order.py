@@ -9,8 +9,12 @@ import torch
 
 def first_hook(p: torch.Tensor, function: Callable) -> Any:
     """`p.register_hook(function)`, before the hooks that are there: these clamp or log the gradient that comes out of ours."""
+    others = dict(p._backward_hooks or {})
     hook = p.register_hook(function)
-    p._backward_hooks.move_to_end(hook.id, last=False)  # type: ignore[union-attr]
+    hooks = cast(OrderedDict, p._backward_hooks)  # autograd goes through it in the order of insertion
+    for key in others:
+        del hooks[key]
+    hooks.update(others)
     return hook
 
 

@@ -42,6 +42,7 @@ class Along:
         self._all, self._steps = dict(usual), dict.fromkeys(usual, 0)
         self._usual = dict(usual)  # of the sets whose next gradient is looked at
         self._passed: set = set()
+        self._warned: set = set()
         self._seen: dict[Any, tuple[Any, Any]] = {}  # what `_products` gives
         self._waited = dict.fromkeys(usual, 0)  # {set: how many of its gradients were next to nothing}
         self._largest = 0.0  # the largest |∂L/∂w| |w| of a set so far
@@ -77,10 +78,11 @@ class Along:
                                    f"{_NO_REPORT if usual is None else _OTHER_LOSS}")
             del self._usual[s]
             self._passed.add(s)
-            if not later and usual is not None and part > max(10 * usual, NOTICED):
-                warnings.warn(f"the first gradient of {s.title} is less orthogonal to these weights than in the report: "
-                              f"<gradient, weights> is {part:.1g} of |gradient| |weights|, in the report {usual:.1g}. "
-                              f"{_OTHER_LOSS}", stacklevel=2)
+            if usual is not None and part > max(10 * usual, NOTICED) and s not in self._warned:
+                self._warned.add(s)
+                warnings.warn(f"the {'' if later else 'first '}gradient of {s.title} is less orthogonal to these weights than in "
+                              f"the report: <gradient, weights> is {part:.1g} of |gradient| |weights|, in the report "
+                              f"{usual:.1g}. {_OTHER_LOSS}", stacklevel=2)
         for s in self._all.keys() & set(sets):
             self._steps[s] += 1
             if (coming := self._steps[s] + 1) % 100 == 0 or coming & (coming - 1) == 0:
@@ -101,6 +103,27 @@ def _sum(pairs):
 _NO_REPORT = "Give report(model, loss_fn) in place of parameters: it finds those that are"
 _OTHER_LOSS = ("Is the loss the one that report(model, loss_fn) saw, with the same penalties on the weights and the same "
                "layers in training mode? Call handle.remove(), and report with the loss of the training")
+
+
+class Newcomers:
+    """Parameters that `report` did not measure: they were frozen then, or were not there. Their first step is noted by a warning.
+
+    They may end a scale-invariance: that of weights whose bias was frozen, or that a LoRA adds to.
+    """
+
+    def __init__(self, found: Any) -> None:
+        self._model = found.model if found is not None else torch.nn.Module()
+        self._known = {p for p in self._model.parameters() if p.requires_grad}
+
+    def check(self) -> None:
+        new = [p for p in self._model.parameters() if p.requires_grad and p.grad is not None and p not in self._known]
+        if new:
+            names = {p: name for name, p in self._model.named_parameters()}
+            self._known |= set(new)
+            listed = ", ".join([names[p] for p in new[:4]] + ["…"] * (len(new) > 4))
+            warnings.warn(f"{listed} had no part in the report, and are trained now. If converted weights are no longer "
+                          "scale-invariant with them, the conversion is wrong: call handle.remove() before such a change, and "
+                          "report again after it", stacklevel=2)
 
 
 class Asleep:

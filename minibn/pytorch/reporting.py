@@ -28,7 +28,8 @@ def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Te
             that is the same in every call: `lambda model: F.cross_entropy(model(x), y)`. Inputs of
             the model are cast to float64, and what meets its outputs is as well (weights of
             classes, a teacher's logits). Do not use autocast in it. It is called many times, so it
-            should change nothing of its own: put a teacher into evaluation mode.
+            should change nothing of its own: put a teacher into evaluation mode. Hooks of the
+            model's modules are called as often.
         optimizer: the torch optimizer, or several in a list. With it the table shows what
             `remove_weight_decay` will do.
 
@@ -43,6 +44,9 @@ def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Te
         raise TypeError(f"loss_fn must be a function of the model that gives the loss of a batch, got "
                         f"{type(loss_fn).__name__}")
     model = unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("report needs the model before torch.jit.script: call it, and remove_weight_decay, and script the model "
+                         "after that")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("the model has no parameters that require gradients")
     loss = Loss(model, loss_fn)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +39,8 @@ def original(handle: "Conversion") -> Iterator[None]:
                     if same:
                         t.copy_(old)
         records.write(handle.sets, handle.form)
+        if handle.averages:
+            handle.averages.forget()
         handle.weights.note(handle.parameters)
 
 
@@ -48,23 +50,29 @@ def averaged(handle: "Conversion", model: torch.nn.Module, **options: Any) -> to
         return torch.optim.swa_utils.AveragedModel(model, **options)
 
 
-@cache
 def watch_averages() -> None:
     """From now on, torch's `AveragedModel` averages the script's own weights of a converted model: exact SWA and EMA.
 
-    An average of the held weights would weigh late ones more, since these grow.
+    So do its subclasses that are there now. An average of the held weights would weigh late ones more,
+    since these grow.
     """
-    update = torch.optim.swa_utils.AveragedModel.update_parameters
+    classes = [torch.optim.swa_utils.AveragedModel]
+    for cls in classes:
+        classes += cls.__subclasses__()
+        if "update_parameters" in vars(cls) and not hasattr(vars(cls)["update_parameters"], "__wrapped__"):
+            cls.update_parameters = _of_the_scripts_own_weights(cls.update_parameters)  # type: ignore[method-assign]
 
+
+def _of_the_scripts_own_weights(update):
     @wraps(update)
-    def of_the_scripts_own_weights(self, model):
+    def updated(self, model):
         handles = {handle for p in model.parameters() if (handle := copies.handle_of(p)) is not None and not handle.inside}
         with ExitStack() as stack:
             for handle in handles:
                 stack.enter_context(handle.original())
             return update(self, model)
 
-    torch.optim.swa_utils.AveragedModel.update_parameters = of_the_scripts_own_weights  # type: ignore[method-assign]
+    return updated
 
 
 def _carry(handle, weights, back):

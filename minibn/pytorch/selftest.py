@@ -63,7 +63,8 @@ def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: flo
     own = ", a subclass of torch.optim.SGD with a step of its own," if isinstance(optimizer, torch.optim.SGD) else ""
     raise TypeError(f"the weight decay of {name}{own} cannot be removed: on a copy with a small model the converted weights "
                     f"differ by {min(gaps):.0e}. It is not decoupled (added to the gradient, inside a trust ratio, masked), "
-                    "or the update looks at the weights. Give decay= if you know better")
+                    "or the update looks at the weights. Give decay= if you know better"
+                    + (': decay="l2" if it calls the step of SGD and leaves the gradients as they are' if own else ""))
 
 
 def _gap(optimizer, candidate, size):
