@@ -47,7 +47,7 @@ def test_equilibrium(lr, momentum, weight_decay):
     assert np.sqrt(np.mean(angles**2)) == pytest.approx(monitor.predicted_angular_update(*setting), rel=0.02)
 
 
-N = 2000
+N = 1000
 EQUILIBRIA = {  # (optimiser, step, shape, U; None: as measured)
     "SGD, L2": (SGD, Step(0.1, 0.9, 2e-3), (N,), math.sqrt(N / (1 - 0.81))),
     "SGDW": (SGD, Step(0.1, 0.9, shrink=1e-3), (N,), math.sqrt(N / (1 - 0.81))),
