@@ -1,5 +1,6 @@
 """Checkpoints, networks and averages that change in mid-training: exact, or refused by name, and never silently wrong."""
 
+import contextlib
 import copy
 
 import pytest
@@ -39,10 +40,51 @@ def test_the_state_of_the_optimizer_loaded_without_the_weights_is_noticed(kind):
     script.train(1)
 
 
+@kinds
+def test_an_ordinary_checkpoint_is_loaded_inside_original(kind):
+    """Whatever of it is equal to what was there before."""
+    script = trained(kind)
+    with script.handle.original():
+        saved = copy.deepcopy((script.model.state_dict(), script.optimizer.state_dict()))
+    usual = Script(kind=kind).train(10)
+    with script.handle.original():
+        script.model.load_state_dict(saved[0])
+        script.optimizer.load_state_dict(copy.deepcopy(saved[1]))
+    assert set(script.handle.scales.values()) == {1.0}
+    assert script.model[0].weight.norm().item() == pytest.approx(usual.model[0].weight.norm().item(), rel=1e-12)
+    assert_same(usual.train(20), script.train(20))
+
+
+def test_backward_passes_inside_original_have_the_scripts_own_gradients():
+    """Sharpness-aware minimisation, whole inside; also in a run that goes on from a checkpoint."""
+    def step(script, forward):
+        script.optimizer.zero_grad()
+        with script.handle.original() if script.handle else contextlib.nullcontext():
+            loss = forward()
+            loss.backward()
+        script.optimizer.step()
+        return loss
+
+    script, usual = trained(), Script().train(10)
+    other = Script(remove)
+    other.model.load_state_dict(script.model.state_dict())
+    other.optimizer.load_state_dict(script.optimizer.state_dict())
+    other.losses = list(script.losses)
+    assert_same(usual.train(10, step=step), other.train(10, step=step))
+    assert_same(usual.train(10), other.train(10))
+
+
+def test_remove_inside_original_is_refused():
+    script = trained()
+    with script.handle.original(), pytest.raises(RuntimeError, match="remove.. inside `handle.original"):
+        script.handle.remove()
+    script.train(1)
+
+
 def test_the_state_of_a_converted_optimizer_is_not_loaded_inside_original():
     script = trained()
     saved = copy.deepcopy(script.optimizer.state_dict())
-    with pytest.raises(RuntimeError, match="loaded inside `handle.original"), script.handle.original():
+    with pytest.raises(RuntimeError, match="be loaded inside `handle.original"), script.handle.original():
         script.optimizer.load_state_dict(saved)
 
 
@@ -97,15 +139,15 @@ def test_a_norm_that_is_taken_away_is_noticed():
 @kinds
 def test_averages_of_a_class_of_the_scripts_own_are_of_its_own_weights(kind):
     class Lerp(torch.optim.swa_utils.AveragedModel):
-        def update_parameters(self, model):
-            with torch.no_grad():
-                for mine, other in zip(self.module.parameters(), model.parameters(), strict=True):
-                    mine.lerp_(other, 0.1)
+        @torch.no_grad()
+        def update_parameters(self, model, share=0.2):
+            for mine, other in zip(self.module.parameters(), model.parameters(), strict=True):
+                mine.lerp_(other, share)
 
     def norms(line):
         script = Script(line, kind=kind)
         average = Lerp(script.model)
-        script.train(20, each=lambda script, t: average.update_parameters(script.model))
+        script.train(20, each=lambda script, t: average.update_parameters(script.model, 0.1))
         return [float(p.detach().norm()) for p in average.parameters()]
 
     assert norms(remove) == pytest.approx(norms(None), rel=1e-10)

@@ -8,6 +8,7 @@ the held one. After a step from P to P' the held average is multiplied by (P/P')
 agrees with the script's at every step. The degrees are measured, entry by entry.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -209,24 +210,21 @@ class Averages:
     def __init__(self, model: torch.nn.Module, degrees: Degrees) -> None:
         self.model = model
         self.entries = {name: [(i, _plain(k)) for i, k in parts] for name, parts in degrees.items()}
-        self._batches: dict[str, int] = {}
+        self._batches: dict[str, int] = {}  # {module: how many batches its averages are of}
 
     def forget(self) -> None:
         """The averages are others from now on."""
         self._batches = {}
 
     def check(self) -> None:
-        """
-        Raises:
-            RuntimeError: BatchNorm counts fewer batches than before. Only on the CPU: a GPU would have to be
-                waited for.
-        """
-        for name, module in self.model.named_modules():
-            count = getattr(module, "num_batches_tracked", None)
-            if isinstance(count, torch.Tensor) and count.device.type == "cpu":
+        """Warn if BatchNorm counts fewer batches than before. Only on the CPU: a GPU would have to be waited for."""
+        for name in {name.rpartition(".")[0] for name in self.entries}:
+            count = self.model.get_submodule(name)._buffers.get("num_batches_tracked")
+            if count is not None and count.device.type == "cpu":
                 if int(count) < self._batches.get(name, 0):
-                    raise RuntimeError(f"the running averages of {name} were reset between steps. The model holds those of the "
-                                       "converted weights, so reset them inside `with handle.original():`")
+                    warnings.warn(f"the running averages of {name} were reset between steps. The model holds those of the "
+                                  "converted weights: unless all of them were computed again (update_bn), evaluation is wrong "
+                                  "for a while. Reset them inside `with handle.original():`", stacklevel=2)
                 self._batches[name] = int(count)
 
     @torch.no_grad()

@@ -56,6 +56,7 @@ class Conversion:
         for optimizer in self.optimizers:
             self._hooks += [*self._orders[optimizer].hooks,
                             optimizer.register_state_dict_pre_hook(lambda _: self._clear_broken_step()),
+                            optimizer.register_load_state_dict_pre_hook(self._loading),
                             optimizer.register_load_state_dict_post_hook(self._loaded)]
             vars(optimizer)["_minibn"] = self  # not copied or pickled with the optimizer, as its hooks are not
         copies.remember(self.parameters, self)
@@ -101,21 +102,26 @@ class Conversion:
     def _ratio(self, frame):
         return frame.scale if self.form == "removed" else 1 / frame.scale
 
+    def _loading(self, _, state):
+        if self.inside and any(records.KEY in group for group in state["param_groups"]):
+            raise RuntimeError("the state of a converted optimizer would be loaded inside `handle.original()`, where the "
+                               "script's own weights are: load model and optimizer outside")
+
     def _loaded(self, _):
         before = {s: s.ratio for s in self.sets}
         self._read()
         if self.averages:
             self.averages.forget()
         self.weights.forget(p for s in self.sets if s.ratio != before[s] for p in s.members)
-        if self.inside and any(s.ratio != 1 for s in self.sets):
-            raise RuntimeError("the state of a converted optimizer was loaded inside `handle.original()`, where the script's own "
-                               "weights are: load model and optimizer outside")
 
     # ---- a step ----
 
     def _divided(self, s, p, gradient):
         """The hook: from the gradient at the held weights to the script's own."""
+        for each in self._orders.values():
+            each.restore()
         if self.inside:
+            self._gradients.fired(p)  # it is the script's own already
             return gradient
         if s.half_stepped:
             raise RuntimeError(f"the weights {s.title} are scale-invariant only together, but only some of their optimizers "
@@ -123,8 +129,6 @@ class Conversion:
                                "skip one?)")
         if self.weights.was_written(p):
             self.weights.check([p])
-        for each in self._orders.values():
-            each.restore()
         self._gradients.fired(p)
         self._along.saw(s, p, gradient)
         return gradient if s.ratio == 1 else gradient / s.ratio
@@ -134,13 +138,13 @@ class Conversion:
         """Prepare the step, as soon as the gradients are there: with a closure, after it."""
         if self._stepping and self._stepping[0] is optimizer and self.rules[optimizer].is_taken:
             return None  # the step of a subclass calls that of its parent
-        self._orders[optimizer].require()
         self._clear_broken_step()
         if self.inside:
             raise RuntimeError("a step inside `handle.original()`: the weights are in the script's own form there. Step "
                                "outside")
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
+            self._orders[optimizer].require()
             return self._begin(optimizer)
 
         def closure_and_step():
@@ -217,6 +221,7 @@ class Conversion:
     @torch.no_grad()
     def _after(self, optimizer, *_):
         self._stepping = None
+        self._orders[optimizer].restore_before()
         self.rules[optimizer].finish()
         done = [s for s in self.sets if optimizer in s.waiting]
         factors = [1.0] * len(self.sets)
@@ -274,20 +279,7 @@ class Conversion:
         """Turn weights, momentum and running averages back into those of the script, which then trains on without hooks."""
         if not any(vars(optimizer).get("_minibn") is self for optimizer in self.optimizers):
             return
-        self._clear_broken_step()
-        self.weights.check(self.parameters)
-        if self.averages:
-            self.averages.multiply([s.ratio for s in self.sets])
-        for s in self.sets:
-            for part in s.parts:
-                for p in part.members:
-                    self.rules[part.optimizer].carry(p, part.frame, back=True)
-                part.group.pop(records.KEY, None)
-        for hook in [*self._hooks, *self._asleep.hooks]:
-            hook.remove()
-        copies.forget(self.parameters)
-        for optimizer in self.optimizers:
-            del vars(optimizer)["_minibn"]
+        script_form.go_back(self)
 
     def averaged(self, model: torch.nn.Module, **options: Any) -> torch.optim.swa_utils.AveragedModel:
         """`torch.optim.swa_utils.AveragedModel(model, **options)`, of the script's own weights from the start."""

@@ -13,10 +13,10 @@ _watching: list = []
 
 
 def remember(parameters: Tensors, handle: Any) -> None:
-    """From now on, an optimizer whose state says that it is converted, and whose parameters have no hooks, is refused."""
+    """From now on, steps of other optimizers on these parameters are refused, and of copies of their optimizer."""
     _hooked.update({id(p): (weakref.ref(p), weakref.ref(handle)) for p in parameters})
     if not _watching:
-        _watching.append(register_optimizer_step_pre_hook(_notice_copies))
+        _watching.append(register_optimizer_step_pre_hook(_refuse_others))
 
 
 def forget(parameters: Tensors) -> None:
@@ -24,10 +24,12 @@ def forget(parameters: Tensors) -> None:
         _hooked.pop(id(p), None)
 
 
-def _notice_copies(optimizer, args, kwargs):
+def _refuse_others(optimizer, args, kwargs):
     if "_minibn" in vars(optimizer):  # it has its hooks; copies have neither
         return
-    if any(p.grad is not None and handle_of(p) is not None for group in optimizer.param_groups for p in group["params"]):
+    inner = [v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]  # of a wrapper, which calls its step
+    handles = {handle_of(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+    if any(handle is not None and not set(inner) & set(handle.optimizers) for handle in handles):
         raise RuntimeError(f"this {type(optimizer).__name__} steps weights that another optimizer's conversion holds in its own "
                            "form. Call .remove() of that handle first, which brings the script's weights back; then convert "
                            "the new optimizer, if it is to be")

@@ -19,7 +19,7 @@ CENTRED = {"layer_norm", "group_norm", "batch_norm", "instance_norm"}
 DEFAULT_EPS = dict.fromkeys(EPS_AT, 1e-5) | {"normalize": 1e-12}
 ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 CASTS = {"float", "half", "bfloat16"}
-OWN_TENSORS = {"grad", "backward"}  # functions that want the very tensors of the script, not a copy of them
+OWN_TENSORS = {"grad", "backward"}  # functions that need the same tensor objects
 
 
 class Exact(TorchFunctionMode):

@@ -82,8 +82,8 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
             running averages cannot be carried along. Also at a step, where its numbers have no
             conversion; nothing is changed then.
         RuntimeError: at a step: some members of a set have no gradient, or weights or gradients
-            were replaced by hand. At the first step also if its gradient is not orthogonal to the
-            weights, as that of scale-invariant weights is.
+            were replaced by hand. At the first step, and some later ones, also if the
+            gradient is not orthogonal to the weights, as that of scale-invariant weights is.
     """
     if mixed not in MIXED:
         raise ValueError(f"mixed must be one of {MIXED}, got {mixed!r}")

@@ -34,7 +34,7 @@ class L2:
         if step.momentum and not any(buffers):
             frame = Frame(frame.scale)  # torch starts with a velocity of 0, whatever went before
         elif not step.momentum and any(buffers) or step.momentum and not all(buffers) and (
-                frame[1:] != (0.0, 1.0) or group["dampening"]):  # of which torch leaves the first gradient of each weight free
+                frame[1:] != (0.0, 1.0) or group["dampening"]):  # torch does not damp the first gradient of each weight
             raise ValueError("momentum went to 0, or came to some parameters later than to others: what torch's SGD does "
                              "then to the momentum buffers has no counterpart. Keep momentum above 0, or clear "
                              "optimizer.state")

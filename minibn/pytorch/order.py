@@ -28,11 +28,15 @@ class Innermost:
 
     def restore(self) -> None:
         """The order, if the script has registered hooks meanwhile."""
-        before, after = (hook.id for hook in self.hooks)
-        if not self._is_last():
-            self._before.move_to_end(before)
+        self.restore_before()
+        after = self.hooks[1].id
         if next(iter(self._after)) != after:
             self._after.move_to_end(after, last=False)
+
+    def restore_before(self) -> None:
+        """The order of the pre-hooks alone, which may be called by a post-hook."""
+        if not self._is_last():
+            self._before.move_to_end(self.hooks[0].id)
 
     def require(self) -> None:
         """

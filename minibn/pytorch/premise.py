@@ -113,7 +113,7 @@ class Newcomers:
 
     def __init__(self, found: Any) -> None:
         self._model = found.model if found is not None else torch.nn.Module()
-        self._known = {p for p in self._model.parameters() if p.requires_grad}
+        self._known = {p for name, p in self._model.named_parameters() if name in found.measured} if found else set()
 
     def check(self) -> None:
         new = [p for p in self._model.parameters() if p.requires_grad and p.grad is not None and p not in self._known]

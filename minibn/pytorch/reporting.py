@@ -71,6 +71,7 @@ class Report:
             |dL/d log c| / (|∂L/∂w| |w|), about 1e-15 where the conversion is exact.
         change: the relative changes of loss and gradient when all groups are doubled, with the
             model's own eps.
+        measured: names of all parameters that required gradients.
         unknown: names of parameters without any effect on this batch. Nothing can be said of them.
         refused: {tuple of names: why they are in no group, though the equations at the measured
             points would allow it}.
@@ -85,7 +86,7 @@ class Report:
 
     def __init__(self, model: torch.nn.Module, loss: Loss, measured: Measured, optimizer: Any) -> None:
         self.model, self.optimizer, self.unknown = model, optimizer, measured.unknown
-        own = dict(model.named_parameters())
+        own, self.measured = dict(model.named_parameters()), frozenset(loss.parameters)
         axes = _axes({n: own[n].shape for n in measured.names})
         self._found = Symmetries(axes, measured.equations, sizes={n: own[n].numel() for n in axes})
         self.basis, self.refused = self._found.basis, dict[tuple[str, ...], str]()

@@ -1,6 +1,7 @@
 """From a report, or from parameters, to the sets that a conversion works on, and whether a set's members are decayed alike."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,9 +36,11 @@ def sets_of(optimizers: Sequence[Optimizer], found: Any, with_averages: bool = F
         free = set()
     home = {p: (optimizer, i, place) for optimizer in optimizers for i, group in enumerate(optimizer.param_groups)
             for place, p in enumerate(group["params"])}
-    if len(home) < sum(len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups):
-        raise ValueError("a parameter is in two of these optimizers, or twice in one: each would decay it. Give each "
-                         "parameter to one of them")
+    counts = Counter(p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    twice = [tuple(p.shape) for _, members in named for p in members if counts[p] > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} of the parameters, of shapes {twice[:4]}, are in two of these optimizers, or twice in "
+                         "one: each would decay them. Give each parameter to one of them")
     unknown = [tuple(p.shape) for _, members in named for p in members if p not in home]
     if unknown:
         raise ValueError(f"{len(unknown)} of the parameters are not in the optimizer, of shapes {unknown[:4]}; give "

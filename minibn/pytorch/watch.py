@@ -75,7 +75,7 @@ class Weights:
 
     def forget(self, other_scale: Tensors = ()) -> None:
         """The optimizer's state was loaded: the weights may be others. Those that have another P now must be."""
-        self._before = {p: self._seen[p] for p in other_scale if p in self._seen}
+        self._before |= {p: self._seen[p] for p in other_scale if p in self._seen}
         self._seen = {}
 
     @torch.no_grad()
@@ -95,14 +95,15 @@ class Weights:
     def check(self, parameters: Tensors) -> None:
         """
         Raises:
-            RuntimeError: a weight is not what it was after the last step, or is though it cannot be.
+            RuntimeError: a weight is not what it was after the last step; or it still is, though the
+                state that was loaded has another P.
         """
         for p in parameters:
             now = {id(t): t for t in [p, *self._state(p)]} if p in self._seen else {}
             for mark in self._seen.get(p, []):
                 if id(mark.tensor) in now and mark.differs():
                     raise RuntimeError(_WRITTEN.format(tuple(p.shape)) if mark.tensor is p else _MOMENTUM)
-            if p in self._before and not self._before[p][0].differs():
+            if p in self._before and self._before[p][0].is_what_it_was():
                 raise RuntimeError(f"the optimizer's state was loaded, and the converted weight of shape {tuple(p.shape)} is "
                                    "still that of before, though its scale is another now. Load the model's state of the same "
                                    "checkpoint, too")
@@ -118,18 +119,20 @@ class Mark(NamedTuple):
 
     def differs(self) -> bool:
         """Whether the numbers are others now. On the CPU, what was written through `.data` is noticed at the ends only."""
-        t, written = self.tensor, self.tensor._version != self.version
-        if not written and t.device.type != "cpu":
-            return False
-        if not same(_ends(t), self.ends):
-            return True
-        rounding = 1e-10 if t.dtype.itemsize > 4 else 1e-5
-        return written and not torch.allclose(_norms([t])[0], self.norm, rtol=rounding, equal_nan=True)
+        if self.tensor._version != self.version:
+            return not self.is_what_it_was()
+        return self.tensor.device.type == "cpu" and not same(_ends(self.tensor), self.ends)
+
+    def is_what_it_was(self) -> bool:
+        rounding = 1e-10 if self.tensor.dtype.itemsize > 4 else 1e-5
+        return same(_ends(self.tensor), self.ends) and torch.allclose(_norms([self.tensor])[0], self.norm, rtol=rounding,
+                                                                     equal_nan=True)
 
 
 _WRITTEN = ("a converted weight of shape {} was changed between steps (load_state_dict of the model alone, a new "
             "initialisation, weights that are clamped, pruned, cast or perturbed). Held weights are 1/P times the script's, so "
-            "set them inside `with handle.original():`, or load the state of the optimizer of the same checkpoint, too")
+            "set them inside `with handle.original():`, or load the state of the optimizer of the same checkpoint, too. "
+            "handle.remove() takes what is there for held weights")
 _MOMENTUM = ("the momentum of a converted weight was changed between steps. It is held in another form than the script's: change "
              "it inside `with handle.original():`, or clear optimizer.state")
 
