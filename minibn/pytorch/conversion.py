@@ -131,6 +131,7 @@ class Conversion:
             self.weights.check([p])
         self._gradients.fired(p)
         self._along.saw(s, p, gradient)
+        self._asleep.saw(s, p, gradient)
         return gradient if s.ratio == 1 else gradient / s.ratio
 
     @torch._disable_dynamo

@@ -127,10 +127,11 @@ class Newcomers:
 
 
 class Asleep:
-    """Parameters that had no effect on the batch of `report`. When one takes part, the sets are tested by its gradient."""
+    """Parameters that had no effect on the batch of `report`. When one takes part, the sets are tested, as `Along` tests them."""
 
     def __init__(self, found: Any) -> None:
-        self.hooks, self._woken = [], False
+        self.hooks, self._woken, self._found = [], False, found
+        self._seen: dict[Any, tuple[Any, Any]] = {}
         names = set(getattr(found, "unknown", ()))
         for name, p in found.model.named_parameters() if names else ():
             if name in names and p.requires_grad:
@@ -139,22 +140,30 @@ class Asleep:
     def _fired(self, gradient):
         self._woken = self._woken or bool(gradient.any())
 
+    @torch.no_grad()
+    def saw(self, s: Any, p: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Called with each gradient of a backward pass."""
+        if self.hooks and not gradient.is_sparse:
+            self._seen[s] = _sum([self._seen.get(s, (0.0, 0.0)), _products(gradient, p)])
+
     def check(self, sets: Iterable) -> None:
         """
         Raises:
             RuntimeError: with all parameters awake, a set is not scale-invariant: <∂L/∂w, w> is not
                 0.
         """
+        backward, self._seen = self._seen, {}
         if not self._woken:
             return
         for s in sets:
-            pairs = [_products(p.grad, p) for p in s.members if p.grad is not None]
-            product, size = map(float, _sum([(0.0, 0.0), *pairs]))
-            if abs(product) > 1e-2 * size:
+            taken = _sum([(0.0, 0.0), *(_products(p.grad, p) for p in s.members if p.grad is not None)])
+            both = [(float(product), float(size)) for product, size in (taken, backward.get(s, taken))]
+            part = min((abs(product) / size for product, size in both if size > 0), default=0.0)
+            if part > max(NOTICED, 10 * self._found.gap(s.name)):
                 raise RuntimeError("parameters that had no effect on the batch of report(...) take part now, and with them "
-                                   f"{s.title} are not scale-invariant any more: <gradient, weights> is {product / size:.1e} "
+                                   f"{s.title} are not scale-invariant any more: <gradient, weights> is {part:.1e} "
                                    "of what it could be. Call handle.remove(), and report with a batch that uses all "
                                    "parameters")
         for hook in self.hooks:
             hook.remove()
-        self._woken = False
+        self.hooks, self._woken = [], False
