@@ -31,7 +31,7 @@ def number(name: str, value: Any) -> float:
             return float(value)
         except OverflowError:
             return math.inf if value > 0 else -math.inf
-    raise TypeError(f"{name} must be a number, got {short(value)} of type {type(value).__name__}")
+    raise _other_kind(name, value, "a number")
 
 
 def iterable(name: str, value: Any, of: str) -> Iterable[Any]:
@@ -41,14 +41,18 @@ def iterable(name: str, value: Any, of: str) -> Iterable[Any]:
         TypeError: it is something else. `of` says what is needed.
     """
     if not _is_iterable(value):
-        raise TypeError(f"{name} must be {of}, got {short(value)} of type {type(value).__name__}")
+        raise _other_kind(name, value, of)
     return value
 
 
 def of_kind(name: str, value: Any, kind: type, of: str) -> None:
     """Raise TypeError unless `value` is a `kind`. `of` says what is needed."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {of}, got {short(value)} of type {type(value).__name__}")
+        raise _other_kind(name, value, of)
+
+
+def _other_kind(name, value, of):
+    return TypeError(f"{name} must be {of}, got {short(value)} of type {type(value).__name__}")
 
 
 def for_each_step(value: Any, checked: Callable[[Any], float]) -> Iterator[float]:
@@ -153,9 +157,7 @@ def frame(value: Any, kind: Any) -> Any:
         ValueError: a number of steps is not one, a factor (1 by default) is not above 0, or another
             number is not finite.
     """
-    if not isinstance(value, kind):
-        raise TypeError(f"frame must be a {kind.__name__}, such as {kind.__name__}(), got {short(value)} of type "
-                        f"{type(value).__name__}")
+    of_kind("frame", value, kind, f"a {kind.__name__}, such as {kind.__name__}()")
 
     def checked(field, item, default):
         if isinstance(default, int):

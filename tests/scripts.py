@@ -159,6 +159,16 @@ def assert_evaluations_agree(make, batch=None, groups=lambda model: model.parame
     assert train(True) == pytest.approx(train(False), rel=1e-9)
 
 
+def with_closure(script, forward):
+    def closure():
+        script.optimizer.zero_grad()
+        loss = forward()
+        loss.backward()
+        return loss
+
+    return script.optimizer.step(closure) if len(script.losses) % 2 else script.optimizer.step(closure=closure)
+
+
 # ---- schedulers ----
 
 

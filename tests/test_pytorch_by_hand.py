@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
-from scripts import Script, assert_same, kinds, loss_of, network, remove, trained  # noqa: E402
+from scripts import Script, assert_same, kinds, loss_of, network, remove, trained, with_closure  # noqa: E402
 from torch import nn  # noqa: E402
 
 from minibn.pytorch import remove_weight_decay, report  # noqa: E402
@@ -96,15 +96,9 @@ def test_step_hooks_of_the_script_see_its_own_gradients_and_lr(kind, early, mome
 @kinds
 def test_before_a_step_with_a_closure_any_hook_may_be_registered(kind):
     def step(script, forward):
-        def closure():
-            script.optimizer.zero_grad()
-            loss = forward()
-            loss.backward()
-            return loss
-
         if not script.losses:
             script.optimizer.register_step_pre_hook(lower)
-        return script.optimizer.step(closure).detach()
+        return with_closure(script, forward)
 
     assert_same(Script(kind=kind).train(20, step=step), Script(remove, kind=kind).train(20, step=step))
 

@@ -4,18 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
-from scripts import KINDS, Script, assert_same, batch, kinds, loss_of, remove, same_with_the_line, warmup_cosine  # noqa: E402
+from scripts import KINDS, Script, assert_same, batch, kinds, loss_of, remove, same_with_the_line, warmup_cosine, with_closure  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
-
-
-def with_closure(script, forward):
-    def closure():
-        script.optimizer.zero_grad()
-        loss = forward()
-        loss.backward()
-        return loss
-
-    return script.optimizer.step(closure) if len(script.losses) % 2 else script.optimizer.step(closure=closure)
 
 
 @kinds

@@ -21,8 +21,8 @@ def symmetries(model: nn.Module) -> "Symmetries":
     The `degree` of each layer is taken as true; `testing.check_degree` checks it by measurement.
 
     Raises:
-        TypeError: the model is no `nn.Module`; a module does not define `degree`, or it has a `forward` of its own and inherits
-            the `degree` of another one.
+        TypeError: the model is no `nn.Module`; a module does not define `degree`, or it has a
+            `forward` of its own and inherits the `degree` of another one.
 
     Example:
         >>> import numpy as np

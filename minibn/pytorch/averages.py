@@ -210,6 +210,7 @@ class Averages:
     def __init__(self, model: torch.nn.Module, degrees: Degrees) -> None:
         self.model = model
         self.entries = {name: [(i, _plain(k)) for i, k in parts] for name, parts in degrees.items()}
+        self._norms = {_layer(name) for name in degrees}
         self._batches: dict[str, int] = {}  # {module: how many batches its averages are of}
 
     def forget(self) -> None:
@@ -218,7 +219,7 @@ class Averages:
 
     def check(self) -> None:
         """Warn if BatchNorm counts fewer batches than before. Only on the CPU: a GPU would have to be waited for."""
-        for name in {name.rpartition(".")[0] for name in self.entries}:
+        for name in self._norms:
             count = self.model.get_submodule(name)._buffers.get("num_batches_tracked")
             if count is not None and count.device.type == "cpu":
                 if int(count) < self._batches.get(name, 0):

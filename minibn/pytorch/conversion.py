@@ -119,7 +119,7 @@ class Conversion:
     def _divided(self, s, p, gradient):
         """The hook: from the gradient at the held weights to the script's own."""
         for each in self._orders.values():
-            each.restore()
+            each.restore_before()
         if self.inside:
             self._gradients.fired(p)  # it is the script's own already
             return gradient
@@ -139,6 +139,7 @@ class Conversion:
         """Prepare the step, as soon as the gradients are there: with a closure, after it."""
         if self._stepping and self._stepping[0] is optimizer and self.rules[optimizer].is_taken:
             return None  # the step of a subclass calls that of its parent
+        self._orders[optimizer].restore_after()
         self._clear_broken_step()
         if self.inside:
             raise RuntimeError("a step inside `handle.original()`: the weights are in the script's own form there. Step "

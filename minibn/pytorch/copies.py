@@ -27,9 +27,9 @@ def forget(parameters: Tensors) -> None:
 def _refuse_others(optimizer, args, kwargs):
     if "_minibn" in vars(optimizer):  # it has its hooks; copies have neither
         return
-    inner = [v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]  # of a wrapper, which calls its step
-    handles = {handle_of(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-    if any(handle is not None and not set(inner) & set(handle.optimizers) for handle in handles):
+    handles = {handle_of(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None} - {None}
+    inner = set(inside(optimizer).values())  # of a wrapper, which calls its step
+    if any(inner.isdisjoint(handle.optimizers) for handle in handles):
         raise RuntimeError(f"this {type(optimizer).__name__} steps weights that another optimizer's conversion holds in its own "
                            "form. Call .remove() of that handle first, which brings the script's weights back; then convert "
                            "the new optimizer, if it is to be")
@@ -39,6 +39,11 @@ def _refuse_others(optimizer, args, kwargs):
             raise RuntimeError("this optimizer is a copy of a converted one, without its hooks (deepcopy, pickle or "
                                "load_state_dict made it): call remove_weight_decay(optimizer, report(model, ...)) for the "
                                "copy as well")
+
+
+def inside(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
+    """{attribute: the optimizer that it holds}, of one that wraps others."""
+    return {name: value for name, value in vars(optimizer).items() if isinstance(value, torch.optim.Optimizer)}
 
 
 def handle_of(p: torch.Tensor) -> Any:

@@ -24,19 +24,15 @@ class Innermost:
     def __init__(self, optimizer: torch.optim.Optimizer, before: Callable, after: Callable) -> None:
         self.optimizer = optimizer
         self.hooks = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
-        self.restore()
-
-    def restore(self) -> None:
-        """The order, if the script has registered hooks meanwhile."""
-        self.restore_before()
-        after = self.hooks[1].id
-        if next(iter(self._after)) != after:
-            self._after.move_to_end(after, last=False)
 
     def restore_before(self) -> None:
-        """The order of the pre-hooks alone, which may be called by a post-hook."""
+        """`before` is the last pre-hook again, if the script has registered one meanwhile. Not to be called by a pre-hook."""
         if not self._is_last():
             self._before.move_to_end(self.hooks[0].id)
+
+    def restore_after(self) -> None:
+        """`after` is the first post-hook again. Not to be called by a post-hook."""
+        self._after.move_to_end(self.hooks[1].id, last=False)
 
     def require(self) -> None:
         """

@@ -43,15 +43,15 @@ class Along:
         self._usual = dict(usual)  # of the sets whose next gradient is looked at
         self._passed: set = set()
         self._warned: set = set()
-        self._seen: dict[Any, tuple[Any, Any]] = {}  # what `_products` gives
+        self._seen = _Seen()
         self._waited = dict.fromkeys(usual, 0)  # {set: how many of its gradients were next to nothing}
         self._largest = 0.0  # the largest |∂L/∂w| |w| of a set so far
 
     @torch.no_grad()
     def saw(self, s: Any, p: torch.Tensor, gradient: torch.Tensor) -> None:
         """Called with each gradient of a backward pass."""
-        if s in self._usual and not gradient.is_sparse:
-            self._seen[s] = _sum([self._seen.get(s, (0.0, 0.0)), _products(gradient, p)])
+        if s in self._usual:
+            self._seen.add(s, p, gradient)
 
     @torch.no_grad()
     def check(self, sets: Collection) -> None:
@@ -70,8 +70,7 @@ class Along:
                 if later or self._waited[s] >= PATIENCE:
                     del self._usual[s]
                 continue
-            both = [backward, _sum([_products(p.grad, p) for p in s.members])]
-            part = min(abs(float(product / size)) for product, size in both if size > 0)
+            part = _part(s, backward)
             if part > APPROXIMATE and part > 10 * (usual or 0.0):
                 raise RuntimeError(f"the {'' if later else 'first '}gradient of {s.title} is not orthogonal to these weights, "
                                    f"so they are not scale-invariant: <gradient, weights> is {part:.2g} of |gradient| |weights|. "
@@ -87,6 +86,20 @@ class Along:
             self._steps[s] += 1
             if (coming := self._steps[s] + 1) % 100 == 0 or coming & (coming - 1) == 0:
                 self._usual[s] = self._all[s]
+
+
+class _Seen(dict):
+    """{set: what `_products` gives, summed over its weights and the backward passes so far}."""
+
+    def add(self, s, p, gradient):
+        if not gradient.is_sparse:
+            self[s] = _sum([self.get(s, (0.0, 0.0)), _products(gradient, p)])
+
+
+def _part(s, backward):
+    """|<∂L/∂w, w>| / (|∂L/∂w| |w|) of what backward passes gave, if that is known, and of p.grad: the smaller one."""
+    taken = _sum([(0.0, 0.0), *(_products(p.grad, p) for p in s.members if p.grad is not None)])
+    return min((abs(float(product / size)) for product, size in (backward or taken, taken) if size > 0), default=0.0)
 
 
 def _products(gradient, p):
@@ -131,7 +144,7 @@ class Asleep:
 
     def __init__(self, found: Any) -> None:
         self.hooks, self._woken, self._found = [], False, found
-        self._seen: dict[Any, tuple[Any, Any]] = {}
+        self._seen = _Seen()
         names = set(getattr(found, "unknown", ()))
         for name, p in found.model.named_parameters() if names else ():
             if name in names and p.requires_grad:
@@ -143,8 +156,8 @@ class Asleep:
     @torch.no_grad()
     def saw(self, s: Any, p: torch.Tensor, gradient: torch.Tensor) -> None:
         """Called with each gradient of a backward pass."""
-        if self.hooks and not gradient.is_sparse:
-            self._seen[s] = _sum([self._seen.get(s, (0.0, 0.0)), _products(gradient, p)])
+        if self.hooks:
+            self._seen.add(s, p, gradient)
 
     def check(self, sets: Iterable) -> None:
         """
@@ -152,13 +165,11 @@ class Asleep:
             RuntimeError: with all parameters awake, a set is not scale-invariant: <∂L/∂w, w> is not
                 0.
         """
-        backward, self._seen = self._seen, {}
+        backward, self._seen = self._seen, _Seen()
         if not self._woken:
             return
         for s in sets:
-            taken = _sum([(0.0, 0.0), *(_products(p.grad, p) for p in s.members if p.grad is not None)])
-            both = [(float(product), float(size)) for product, size in (taken, backward.get(s, taken))]
-            part = min((abs(product) / size for product, size in both if size > 0), default=0.0)
+            part = _part(s, backward.get(s))
             if part > max(NOTICED, 10 * self._found.gap(s.name)):
                 raise RuntimeError("parameters that had no effect on the batch of report(...) take part now, and with them "
                                    f"{s.title} are not scale-invariant any more: <gradient, weights> is {part:.1e} "

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from minibn.pytorch import copies
 from minibn.pytorch.l2 import L2
 from minibn.pytorch.rules import Decoupled, Delta, Group, Relative, alone, product
 from minibn.pytorch.selftest import measured_rule
@@ -42,9 +43,9 @@ def rule_of(optimizer: Optimizer, form: str, weight_decay: float = 0.0, decay: s
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected a torch optimizer, got {type(optimizer).__name__}")
-    inner = [name for name, value in vars(optimizer).items() if isinstance(value, Optimizer)]
+    inner = copies.inside(optimizer)
     if inner:
-        raise TypeError(f"{type(optimizer).__name__} wraps another optimizer, its attribute {inner[0]!r}: what it does "
+        raise TypeError(f"{type(optimizer).__name__} wraps another optimizer, its attribute {next(iter(inner))!r}: what it does "
                         "between that one's steps is not known. If it only calls these steps, convert the inner one")
     if decay is not None:
         return _given(optimizer, form, weight_decay, decay)
