@@ -113,8 +113,9 @@ class Script:
 
     def state(self):
         """All that a step changes, as one list of tensors."""
-        kept = [x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
-        return [x.detach().clone() for x in [*self.model.parameters(), *kept]]
+        weights = list(self.model.parameters())
+        kept = [x for p in weights for x in self.optimizer.state.get(p, {}).values() if isinstance(x, torch.Tensor)]
+        return [x.detach().clone() for x in [*weights, *kept]]
 
 
 def trained(kind="sgd", steps=10):

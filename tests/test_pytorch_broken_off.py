@@ -1,4 +1,4 @@
-"""Steps that an exception broke off: what the hooks had begun is completed or undone, whatever comes next."""
+"""Steps that an exception broke off: what the hooks had begun is undone, whatever comes next."""
 
 import pytest
 
@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it
 from scripts import KINDS, Script, assert_same, kinds, loss_of, remove  # noqa: E402
 from torch import nn  # noqa: E402
 
-from minibn.pytorch import remove_weight_decay, report  # noqa: E402
+from minibn.pytorch import effective_lr, remove_weight_decay, report  # noqa: E402
 
 
 def break_off(optimizer):
@@ -29,7 +29,7 @@ def test_gradients_are_there_again_after_a_step_that_was_broken_off():
     break_off(optimizer)
     optimizer.step()
     assert model.weight.grad is not None
-    assert optimizer.param_groups[0]["minibn"]["steps"] == [1]  # hooks took SGD's step, and it goes on
+    assert optimizer.param_groups[0]["minibn"]["steps"] == [1]
 
 
 def test_newer_gradients_are_kept_after_a_step_that_was_broken_off():
@@ -46,9 +46,9 @@ def test_newer_gradients_are_kept_after_a_step_that_was_broken_off():
     assert torch.equal(model.weight.grad, newest)
 
 
-@pytest.mark.parametrize(("make", "decays"), [(torch.optim.AdamW, (1.0, 0.0)), (torch.optim.Adafactor, (1.0, 1.0))])
+@pytest.mark.parametrize(("make", "decays"), [
+    (torch.optim.SGD, (1.0, 0.0)), (torch.optim.AdamW, (1.0, 0.0)), (torch.optim.Adafactor, (1.0, 1.0))])
 def test_weights_that_grow_at_a_step_have_not_grown_after_it_was_broken_off(make, decays):
-    """Of members with less decay than the others before it, and of Adafactor after it."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5, 1e-30), nn.ReLU(), nn.Linear(5, 3)).double()
     x = torch.randn(7, 4, dtype=torch.float64)
@@ -62,38 +62,46 @@ def test_weights_that_grow_at_a_step_have_not_grown_after_it_was_broken_off(make
         before = [p.detach().clone() for p in model.parameters()]
         break_off(optimizer)
         optimizer.state_dict()
-        for one, other in zip(before, model.parameters(), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-14, atol=0)
+        assert all(map(torch.equal, before, model.parameters()))
         optimizer.step()
 
 
-def test_after_a_step_that_was_broken_off_an_optimizer_with_decoupled_decay_goes_on_as_if_it_had_not_begun():
-    usual, failing = Script(kind="adamw").train(10), Script(remove, kind="adamw").train(10)
+def both_broken_off(kind):
+    """(usual, converted) after a step that only the hooks of the second have seen, both with its gradients."""
+    usual, failing = Script(kind=kind).train(10), Script(remove, kind=kind).train(10)
     for script in usual, failing:  # both, as it moves BatchNorm's running averages
         script.optimizer.zero_grad()
         loss_of(script.model).backward()
-    before = failing.state()
     break_off(failing.optimizer)
-    assert all(map(torch.equal, before, failing.state()))
-    assert failing.optimizer.state_dict()["param_groups"][0]["lr"] == KINDS["adamw"][1]
+    return usual, failing
+
+
+@kinds
+def test_after_a_step_that_was_broken_off_training_goes_on_as_if_it_had_not_begun(kind):
+    usual, failing = both_broken_off(kind)
+    assert failing.optimizer.state_dict()["param_groups"][0]["lr"] == KINDS[kind][1]
     assert_same(usual.train(20), failing.train(20))
     assert len(failing.optimizer.param_groups) == 1
 
 
-def both_broken_off(kind):
-    """(usual, converted) after a step that only the hooks of the second have seen. SGD's is complete for converted weights."""
-    usual, failing = Script(kind=kind).train(10), Script(remove, kind=kind).train(10)
+@kinds
+@pytest.mark.parametrize("zeroed", [True, False])
+def test_the_next_gradient_after_a_step_that_was_broken_off_is_the_scripts_own(kind, zeroed):
+    usual, failing = both_broken_off(kind)
     for script in usual, failing:
-        script.optimizer.zero_grad()
+        if zeroed:
+            script.optimizer.zero_grad()
         loss_of(script.model).backward()
-    break_off(failing.optimizer)
-    if kind == "sgd":
-        kept = {p for p, other in zip(usual.model.parameters(), failing.model.parameters(), strict=True)
-                if other not in failing.handle.parameters}
-        for p in kept:
-            p.grad = None
-        usual.optimizer.step()
-    return usual, failing
+    for one, other in zip(usual.model.parameters(), failing.model.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+@kinds
+def test_a_step_that_was_broken_off_may_be_taken_again(kind):
+    usual, failing = both_broken_off(kind)
+    for script in usual, failing:
+        script.optimizer.step()
+    assert_same(usual.train(20), failing.train(20))
 
 
 @kinds
@@ -105,6 +113,46 @@ def test_going_back_after_a_step_that_was_broken_off(kind):
     assert failing.group["params"] == list(failing.model.parameters())
     for one, other in zip(usual.state(), failing.state(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@kinds
+def test_the_scripts_own_weights_after_a_step_that_was_broken_off(kind):
+    usual, failing = both_broken_off(kind)
+    with failing.handle.original():
+        for one, other in zip(usual.state(), failing.state(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@kinds
+@pytest.mark.parametrize("then", ["step", "zero_grad"])
+def test_a_learning_rate_that_is_set_right_after_a_step_that_was_broken_off_is_refused_once(kind, then):
+    usual, failing = both_broken_off(kind)
+    failing.group["lr"] = 0.01
+    with pytest.raises(RuntimeError, match="lr of the optimizer's param groups was changed right after a step"):
+        getattr(failing.optimizer, then)()
+    for script in usual, failing:
+        script.group["lr"] = 0.01
+        script.optimizer.step()
+    assert_same(usual.train(20), failing.train(20))
+
+
+@kinds
+def test_a_param_group_that_is_added_right_after_a_step_that_was_broken_off_is_refused_once(kind):
+    _, failing = both_broken_off(kind)
+    new = {"params": [nn.Parameter(torch.ones(2, dtype=torch.float64))]}
+    failing.optimizer.add_param_group(dict(new))
+    with pytest.raises(RuntimeError, match="params of the optimizer's param groups was changed right after a step"):
+        failing.optimizer.step()
+    failing.optimizer.add_param_group(dict(new))
+    failing.train(5)
+    assert len(failing.optimizer.param_groups) == 2
+
+
+@kinds
+def test_the_effective_learning_rate_after_a_step_that_was_broken_off(kind):
+    usual, failing = both_broken_off(kind)
+    chosen = [list(script.model.parameters())[:1] for script in (usual, failing)]
+    assert effective_lr(failing.optimizer, chosen[1]) == pytest.approx(effective_lr(usual.optimizer, chosen[0]), rel=1e-9)
 
 
 @kinds
@@ -129,3 +177,44 @@ def test_a_set_that_has_no_gradient_after_a_step_that_was_broken_off_is_left_alo
         script.train(5)
     assert failing.group["minibn"]["steps"] == [15, 16, 16]
     assert_same(usual, failing)
+
+
+@kinds
+def test_a_zero_grad_that_the_script_has_replaced_stays_its_own(kind):
+    script = Script(remove, kind=kind)
+    zero_grad, called = script.optimizer.zero_grad, []
+    script.optimizer.zero_grad = own = lambda *args: (called.append(args), zero_grad(*args))
+    loss_of(script.model).backward()
+    break_off(script.optimizer)
+    script.optimizer.zero_grad(True)
+    assert called == [(True,)]
+    assert all(p.grad is None for p in script.model.parameters())
+    assert script.train(3).optimizer.zero_grad is own
+
+
+class Twice(torch.optim.AdamW):
+    """Looks at the closure once more than it needs."""
+
+    def step(self, closure=None):
+        closure()
+        return super().step(closure)
+
+
+def test_an_optimizer_that_calls_its_closure_twice():
+    scripts = Script(), Script()
+    for script in scripts:
+        script.optimizer = Twice(script.model.parameters(), lr=0.02, weight_decay=1.0)
+    usual, converted = scripts
+    handle = remove(converted.model, converted.optimizer, decay="lr*wd")
+    for _ in range(5):
+        for script in scripts:
+            def closure(model=script.model):
+                model.zero_grad()
+                loss = loss_of(model)
+                loss.backward()
+                return loss
+
+            script.losses.append(script.optimizer.step(closure).item())
+    torch.testing.assert_close(usual.losses, converted.losses, rtol=1e-10, atol=0)
+    assert converted.group["lr"] == 0.02
+    assert max(handle.scales.values()) < 1

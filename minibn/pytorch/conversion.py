@@ -55,7 +55,7 @@ class Conversion:
         self._orders = {optimizer: order.Innermost(optimizer, self._before, self._after) for optimizer in self.optimizers}
         for optimizer in self.optimizers:
             self._hooks += [*self._orders[optimizer].hooks,
-                            optimizer.register_state_dict_pre_hook(lambda _: self._clear_broken_step()),
+                            optimizer.register_state_dict_pre_hook(lambda _: self._undo_broken_step()),
                             optimizer.register_load_state_dict_pre_hook(self._loading),
                             optimizer.register_load_state_dict_post_hook(self._loaded)]
             vars(optimizer)["_minibn"] = self  # not copied or pickled with the optimizer, as its hooks are not
@@ -137,10 +137,8 @@ class Conversion:
     @torch._disable_dynamo
     def _before(self, optimizer, args, kwargs):
         """Prepare the step, as soon as the gradients are there: with a closure, after it."""
-        if self._stepping and self._stepping[0] is optimizer and self.rules[optimizer].is_taken:
-            return None  # the step of a subclass calls that of its parent
         self._orders[optimizer].restore_after()
-        self._clear_broken_step()
+        self._undo_broken_step()  # or, if the step of a subclass calls that of its parent, begin again here
         if self.inside:
             raise RuntimeError("a step inside `handle.original()`: the weights are in the script's own form there. Step "
                                "outside")
@@ -159,6 +157,7 @@ class Conversion:
 
     @torch.no_grad()
     def _begin(self, optimizer):
+        self._undo_broken_step()  # or one that calls its closure twice
         if bool(getattr(optimizer, "found_inf", None)):  # of GradScaler, if fused: torch's step will do nothing
             return
         mine = [s for s in self.sets if any(part.optimizer is optimizer for part in s.parts)]
@@ -194,18 +193,13 @@ class Conversion:
             check_common(s, plans)
         return plans
 
-    @torch.no_grad()
-    def _clear_broken_step(self):
-        """If an exception ended the last step, what the hooks had done is completed or undone."""
+    def _undo_broken_step(self):
+        """If an exception ended the last step before `_after`, what `_begin` had done is undone."""
         if self._stepping:
-            optimizer, moves = self._stepping
-            if self.rules[optimizer].complete(moves):
-                self._after(optimizer)
-            else:
-                self._stepping = None
-                self.weights.note(p for move in moves if move.growth != 1 for p in move.members)  # undone but for rounding
-                for s in [s for s in self.sets if not s.half_stepped]:
-                    s.plans, s.waiting = {}, set()
+            (optimizer, _), self._stepping = self._stepping, None
+            for s in [s for s in self.sets if not s.half_stepped]:
+                s.plans, s.waiting = {}, set()
+            self.rules[optimizer].undo()
 
     def _moves(self, s, optimizer):
         """What the rule of `optimizer` has to do for the set."""
@@ -222,9 +216,10 @@ class Conversion:
     @torch._disable_dynamo
     @torch.no_grad()
     def _after(self, optimizer, *_):
-        self._stepping = None
         self._orders[optimizer].restore_before()
-        self.rules[optimizer].finish()
+        if self._stepping:
+            self.rules[optimizer].finish(self._stepping[1])
+            self._stepping = None
         done = [s for s in self.sets if optimizer in s.waiting]
         factors = [1.0] * len(self.sets)
         for s in done:

@@ -120,6 +120,8 @@ def effective_lr(optimizer: Optimizer, groups: Iterable | None = None, *, power:
     conversion: Conversion | None = vars(optimizer).get("_minibn")
     chosen = None if groups is None else {p for together in listed(groups) for p in together}
     power = power or (2 if isinstance(optimizer, torch.optim.SGD) else 1)
+    if conversion:
+        conversion._undo_broken_step()
     rates = []
     for group in optimizer.param_groups:
         converted = conversion.members(group) if conversion else []

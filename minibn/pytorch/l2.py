@@ -7,18 +7,19 @@ import torch
 from minibn.equivalence import streams
 from minibn.equivalence.streams import Frame
 from minibn.optim import Step
-from minibn.pytorch.rules import Group, Move, Plan
+from minibn.pytorch.rules import Move, Plan
+from minibn.pytorch.stand_in import Group, StandIns
 from minibn.schedules import nesterov
 
 
 class L2:
-    """`torch.optim.SGD`: the hooks update the converted weights themselves, and torch's own step does not see them."""
+    """`torch.optim.SGD`: the hooks update the converted weights themselves, after torch's own step, which does not see them."""
 
     steps_without_gradient = False
 
     def __init__(self, optimizer: torch.optim.Optimizer, form: str, weight_decay: float) -> None:
         self.optimizer, self.form, self.weight_decay = optimizer, form, weight_decay
-        self.hidden: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.groups = StandIns(optimizer)
 
     def check(self, group: Group) -> None:
         if group["differentiable"]:
@@ -44,8 +45,17 @@ class L2:
         step, frame = streams.add_step(step, frame, self.weight_decay, 0.0, t)
         return Plan(Frame(*frame), 1 / frame[0], step)
 
-    @torch.no_grad()
     def start(self, moves: list[Move]) -> None:
+        """Before torch's own step, which leaves the converted weights alone."""
+        moved = {p for move in moves for p in move.members}
+        self.groups = StandIns(self.optimizer)
+        self.groups.enter([self.groups.part(group, [p for p in group["params"] if p not in moved])
+                           for group in self.optimizer.param_groups])
+
+    @torch.no_grad()
+    def finish(self, moves: list[Move]) -> None:
+        """After it, the converted weights take theirs."""
+        self.groups.leave()
         scaler = getattr(self.optimizer, "grad_scale", None)  # of GradScaler, if fused
         for group, members, plan, before, _, growth in moves:
             step, grads = plan.step, [p.grad for p in members if p.grad is not None]
@@ -55,23 +65,10 @@ class L2:
             forces = torch._foreach_mul(grads, -factor if group["maximize"] else factor)
             _update(step, members, forces, self._velocities(members) if step.momentum else [])
             self.rescale(members, growth)
-            self.hidden += zip(members, grads, strict=True)
-            for p in members:
-                p.grad = None
 
-    @property
-    def is_taken(self) -> bool:
-        """Whether the present step is taken, and its gradients are hidden from torch."""
-        return bool(self.hidden) and all(p.grad is None for p, _ in self.hidden)
-
-    def complete(self, moves: list[Move]) -> bool:
-        """After a step that was interrupted: whether it is complete for the converted weights. If not, it is undone."""
-        return True
-
-    def finish(self) -> None:
-        for p, grad in self.hidden:
-            p.grad = grad if p.grad is None else p.grad
-        self.hidden = []
+    def undo(self) -> None:
+        """After a step that an exception broke off."""
+        self.groups.undo()
 
     @torch.no_grad()
     def rescale(self, members: Iterable[torch.Tensor], factor: float) -> None:

@@ -14,22 +14,21 @@ any function of the gradients so far. Put R' = (1 - δ) R. Then dividing by R' g
 
 So the optimizer, given the script's own gradients, lr / R' and no weight decay, trains the same
 network: eps, clipping, bias corrections and averages included, since u is the same. If members of a
-set decay differently, R' follows the largest δ, and the other members grow:
+set decay differently, R' follows the largest δ, and the other members grow after their step:
 
-    w̃' = (1 - δ_i) / (1 - δ_max) w̃ - (η / R') u
+    w̃' = g (w̃ - η / (g R') u),    g = (1 - δ_i) / (1 - δ_max)
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from minibn.equivalence.streams import Frame
 from minibn.optim import Step
+from minibn.pytorch.stand_in import Group, StandIns
 
-Group = dict[str, Any]
 Delta = Callable[[Group, int], float]
-SCRIPTS = {"params", "param_names", "lr", "weight_decay", "eps"}  # what an optimizer does not change in its param groups
 
 
 def product(group: Group, step: int) -> float:
@@ -47,7 +46,7 @@ class Plan(NamedTuple):
 
     Attributes:
         frame: the change of variables after it.
-        leaves: script's weights / held weights, after the update itself.
+        leaves: script's weights / held weights, right after the update: g R'.
         step: the converted numbers of SGD, or None.
     """
 
@@ -57,7 +56,14 @@ class Plan(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A plan, and what it is for. `growth` is what the held weights are multiplied by to stand in their set's common scale."""
+    """A plan, and what it is for.
+
+    Attributes:
+        before: the set's R before the step.
+        after: R' after it.
+        growth: what the held weights are multiplied by after their update, to stand in the set's
+            common scale.
+    """
 
     group: Group
     members: list[torch.Tensor]
@@ -71,16 +77,14 @@ class Decoupled:
     """Any optimizer whose weight decay multiplies the weights by 1 - δ and does nothing else.
 
     During its step the converted members of each param group stand in a group of their own, with
-    lr / R' and without weight decay. What the optimizer writes into that group is copied back.
+    lr / (g R') and without weight decay.
     """
 
-    is_taken = False  # the hooks leave the step to torch
     steps_without_gradient = False  # whether it moves, and decays, weights without gradient, which torch's own leave alone
 
     def __init__(self, optimizer: torch.optim.Optimizer, form: str, weight_decay: float, delta: Delta = product) -> None:
         self.optimizer, self.form, self.weight_decay, self.delta = optimizer, form, weight_decay, delta
-        self.saved: list[Group] | None = None
-        self.parts: list[tuple[Group, Group, Group]] = []
+        self.groups = StandIns(optimizer)
 
     def check(self, group: Group) -> None:
         if group.get("differentiable"):
@@ -98,48 +102,35 @@ class Decoupled:
         share = float(group["lr"]) * scale * self.weight_decay
         return Plan(Frame(scale / (1 + share)), 1 / scale)
 
-    @torch.no_grad()
     def start(self, moves: list[Move]) -> None:
-        self.saved, self.parts = list(self.optimizer.param_groups), []
-        buckets: dict[tuple[int, float], list[torch.Tensor]] = {}
-        for move in moves:
-            self.grow(move)
-            buckets.setdefault((id(move.group), move.after), []).extend(move.members)
+        """Before torch's own step."""
+        self.groups, groups = StandIns(self.optimizer), []
         moved = {p for move in moves for p in move.members}
-        before = {move.after: move.before for move in moves}
-        new = []
-        for group in self.saved:
-            for (home, after), members in buckets.items():
-                if home == id(group):
-                    new.append(self._part(group, members, self.numbers(group, before[after], after)))
-            rest = [p for p in group["params"] if p not in moved]
-            new.append(group if len(rest) == len(group["params"]) else self._part(group, rest, {}))
-        self.optimizer.param_groups[:] = [group for group in new if group["params"]]
-
-    def grow(self, move: Move) -> None:
-        self.rescale(move.members, move.growth)
-
-    def shrink(self, move: Move) -> None:
-        self.rescale(move.members, 1 / move.growth)
-
-    def numbers(self, group: Group, before: float, after: float) -> Group:
-        """What the converted members' own group has in place of the script's numbers."""
-        return {"lr": group["lr"] / after, "weight_decay": 0.0}
-
-    def finish(self) -> None:
-        if self.saved is None:
-            return
-        self.optimizer.param_groups[:], self.saved = self.saved, None
-        for group, part, given in self.parts:
-            group |= {key: value for key, value in part.items() if key not in SCRIPTS and value is not given.get(key, group)}
-
-    def complete(self, moves: list[Move]) -> bool:
-        """After a step that was interrupted: it is undone."""
-        if self.saved is not None:
-            self.optimizer.param_groups[:], self.saved = self.saved, None
+        for group in self.optimizer.param_groups:
+            buckets: dict[float, list[Move]] = {}
             for move in moves:
-                self.shrink(move)
-        return False
+                if move.group is group:
+                    buckets.setdefault(move.plan.leaves, []).append(move)
+            for alike in buckets.values():
+                members = [p for move in alike for p in move.members]
+                groups.append(self.groups.part(group, members, **self.numbers(group, alike[0])))
+            rest = [p for p in group["params"] if p not in moved]
+            groups.append(group if len(rest) == len(group["params"]) else self.groups.part(group, rest))
+        self.groups.enter([group for group in groups if group["params"]])
+
+    def numbers(self, group: Group, move: Move) -> Group:
+        """What the converted members' own group has in place of the script's numbers."""
+        return {"lr": group["lr"] / move.plan.leaves, "weight_decay": 0.0}
+
+    def finish(self, moves: list[Move]) -> None:
+        """After torch's own step."""
+        self.groups.leave()
+        for move in moves:
+            self.rescale(move.members, move.growth)
+
+    def undo(self) -> None:
+        """After a step that an exception broke off."""
+        self.groups.undo()
 
     @torch.no_grad()
     def rescale(self, members: Iterable[torch.Tensor], factor: float) -> None:
@@ -152,14 +143,6 @@ class Decoupled:
     @torch.no_grad()
     def carry(self, p: torch.Tensor, frame: Frame, back: bool) -> None:
         p.mul_(frame.scale if (self.form == "removed") == back else 1 / frame.scale)
-
-    def _part(self, group, members, numbers):
-        part = {**group, "params": members, **numbers}
-        if "param_names" in group:
-            names = dict(zip(group["params"], group["param_names"], strict=True))
-            part["param_names"] = [names[p] for p in members]
-        self.parts.append((group, part, dict(part)))
-        return part
 
 
 class Relative(Decoupled):
@@ -178,26 +161,10 @@ class Relative(Decoupled):
                              "without weight decay: there is none to add")
         return super().plan(group, members, frame, t)._replace(leaves=frame.scale)
 
-    def start(self, moves: list[Move]) -> None:
-        self.moves = moves
-        super().start(moves)
-
-    def grow(self, move: Move) -> None:
-        """After the step."""
-
-    def shrink(self, move: Move) -> None:
-        """Nothing was done before it."""
-
-    def numbers(self, group: Group, before: float, after: float) -> Group:
+    def numbers(self, group: Group, move: Move) -> Group:
         if self.floor is None:
             return {}
-        return {"eps": tuple(e / before if i == self.floor else e for i, e in enumerate(group["eps"]))}
-
-    def finish(self) -> None:
-        if self.saved is not None:
-            super().finish()
-            for move in self.moves:
-                self.rescale(move.members, move.growth)
+        return {"eps": tuple(e / move.before if i == self.floor else e for i, e in enumerate(group["eps"]))}
 
 
 def _below_one(delta, group, t):

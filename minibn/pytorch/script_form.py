@@ -20,6 +20,7 @@ def original(handle: "Conversion") -> Iterator[None]:
     """See `Conversion.original`. On leaving, weights that were not written are restored bit for bit."""
     if handle.inside or any(s.half_stepped for s in handle.sets):
         raise RuntimeError("handle.original() inside itself, or between the steps of two optimizers")
+    handle._undo_broken_step()
     handle.weights.check(handle.parameters)
     weights = _looked_up(handle)
     each = [[p.detach(), *rule.state(p)] for p, _, rule in weights]  # weights with what depends on them (momentum)
@@ -88,7 +89,7 @@ def go_back(handle: "Conversion") -> None:
     """See `Conversion.remove`."""
     if handle.inside:
         raise RuntimeError("handle.remove() inside `handle.original()`: call it outside")
-    handle._clear_broken_step()
+    handle._undo_broken_step()
     weights = _looked_up(handle)
     try:
         handle.weights.check(handle.parameters)
