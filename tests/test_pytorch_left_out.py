@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
 import networks as n  # noqa: E402
-from scripts import images  # noqa: E402
+from scripts import assert_evaluations_agree, images  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
@@ -44,6 +44,35 @@ def test_a_norms_shift_is_left_out_before_the_weights_of_other_layers():
     _, found = measured(Shift(3), n.conv(3, 4, 1, bias=True), n.conv(4, 4, 1), n.bn(4), nn.ReLU())
     assert found.carried.left_out == [("0.bias",)]
     assert ("1.weight", "1.bias", "2.weight") in found.carried.sets
+
+
+def separable(inside, outside):
+    """A depthwise and a pointwise convolution, both with a bias and nothing in between."""
+    return [n.conv(inside, inside, 3, bias=True, groups=inside), n.conv(inside, outside, 1, bias=True), n.bn(outside), nn.ReLU()]
+
+
+def separable_network():
+    torch.manual_seed(0)
+    return nn.Sequential(n.conv(3, 4), n.bn(4), nn.ReLU(), *separable(4, 6), *separable(6, 4), *n.head(4)).double()
+
+
+def test_of_two_layers_with_a_bias_before_one_norm_the_last_is_converted():
+    """The average of W₂ (W₁ x + b₁) + b₂ follows one scale only if W₁ and b₁ keep theirs."""
+    model = separable_network()
+    found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+    assert not found.carried.unfit
+    assert {("4.weight", "4.bias"), ("8.weight", "8.bias"), ("0.weight",)} <= set(found.carried.sets)
+    assert {("3.weight",), ("3.bias",), ("7.weight",), ("7.bias",)} <= set(found.carried.left_out)
+    assert_evaluations_agree(separable_network)
+
+
+@pytest.mark.parametrize("draw", range(6))
+def test_biases_that_a_later_norm_takes_out_do_not_spoil_the_test_of_the_weights_between(draw):
+    """The shift of the first norm passes through both convolutions, and is 2**16 times the rest where both are 2**-8."""
+    torch.manual_seed(draw)
+    _, found = measured(n.conv(3, 6), n.bn(6), n.conv(6, 5, 1, bias=True), n.conv(5, 4, 1, bias=True), n.bn(4), nn.ReLU())
+    assert {("2.weight",), ("2.bias",), ("3.weight",), ("3.bias",)} <= set(found.groups)
+    assert max(found.gaps) < 1e-12
 
 
 def test_a_linear_bottleneck_keeps_its_own_norm_as_it_is_and_no_other():

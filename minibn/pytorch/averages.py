@@ -66,6 +66,10 @@ def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool],
         layers = {_layer(name) for i in reach & idle for name in all_sets[i]}
         return {i for i in reach if layers and not layers & set(map(_layer, all_sets[i]))}
 
+    def of_earlier_layers(reach: set[int]) -> set[int]:  # W₁ and b₁ of W₂ (W₁ x + b₁) + b₂, which has three scales
+        layers = set(map(_layer, all_sets[max(reach & idle)])) if reach & idle else set()
+        return {i for i in reach if layers and not layers & set(map(_layer, all_sets[i]))}
+
     def fitted() -> tuple[list[tuple[str, ...]], Degrees, list[str]]:  # without the sets in `left`
         sets = _united(all_sets, sums, left)
         return sets, *_degrees(loss, sets)
@@ -73,7 +77,7 @@ def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool],
     sums = {name: reach for name, reach in touching.items() if reach & idle}  # of what a layer makes of its input, and its bias
     left = {i for reach in sums.values() for i in reach if affine(all_sets[i])}
     sets, degrees, unfit = fitted()
-    for spoiling in (norms.intersection, of_other_layers):  # the bias of a layer goes with that layer's weights
+    for spoiling in (norms.intersection, of_other_layers, of_earlier_layers):  # a bias goes with its own layer
         if unfit:
             touching = touching or _touching(loss, all_sets, loss.averages)
             left |= {i for name in unfit for i in spoiling(touching[name] - left)}

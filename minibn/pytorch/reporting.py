@@ -97,7 +97,7 @@ class Report:
         self.carried = averages.carried(loss, groups, lambda g: all(axes[n] < 2 and n not in measured.cancelled for n in g),
                                         measured.cancelled)
         self.cancelled = measured.cancelled
-        gaps = scales.own_gaps(loss, groups)
+        gaps = scales.own_gaps(loss, groups, measured.cancelled)
         self.change, near = (gaps.value, gaps.gradient), [gap <= scales.APPROXIMATE for gap in gaps.groups]
         self._refuse(groups, near, f"eps, up to {loss.largest_eps:g}, has too large a part in their gradient: gap above "
                                    f"{scales.APPROXIMATE}")

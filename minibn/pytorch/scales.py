@@ -14,6 +14,7 @@ import torch
 from minibn.pytorch.loss import Loss, inner, size
 
 RANGE = 8  # weights are multiplied by up to 2**8 and 2**-8: `band`
+AWAY = 2.0**-40  # what makes biases that cancel so small that they leave no rounding errors
 EXACT = 1e-8  # a gap
 NOISE = 1e-9  # of the largest product: what rounding leaves of a bias that cancels, at 2**8 times its size
 APPROXIMATE = 0.1  # a gap above this one is no approximation any more
@@ -25,7 +26,8 @@ class Gaps(NamedTuple):
 
     Attributes:
         groups: for each, `|dL/d log c| / (|∂L/∂w| |w|)`: the change of the loss when its weights w
-            are multiplied by c. Where eps is above a tenth of a normalisation's variance,
+            are multiplied by c. For biases that cancel, whose ∂L/∂w is rounding alone, it is
+            compared with the largest `|∂L/∂w| |w|`. Where eps is above a tenth of a normalisation's variance,
             `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, if that is larger.
         value: `|L(2w) - L(w)| / |L(w)|`, with all groups doubled.
         gradient: `|2 ∇L(2w) - ∇L(w)| / |∇L(w)|`, with all groups doubled.
@@ -42,25 +44,27 @@ def holding(loss: Loss, groups: Groups, cancelled: Collection[str]) -> list[bool
     Args:
         cancelled: biases whose gradient is rounding alone. They are tested by the loss, and while
             nothing else is moved: a norm cannot take a bias out that is 2**16 times as large as the
-            rest.
+            rest. For the same reason they are next to 0 while the derivatives of others are looked at.
     """
     idle = np.array([set(group) <= set(cancelled) for group in groups], bool)
     largest = _largest(loss)
-    good = _holding(loss, groups, ~idle, largest)
+    good = _holding(loss, groups, ~idle, cancelled, largest)
     alone = np.zeros(len(groups), bool)
     for i in np.flatnonzero(~good & ~idle):  # moving another group may have spoilt its test
-        alone |= _holding(loss, groups, np.arange(len(groups)) == i, largest)
+        alone |= _holding(loss, groups, np.arange(len(groups)) == i, cancelled, largest)
     if alone.any():
-        good = _holding(loss, groups, good | alone, largest)
+        good = _holding(loss, groups, good | alone, cancelled, largest)
     return (good | _constant_ones(loss, groups, idle)).tolist()
 
 
-def _holding(loss, groups, chosen, largest):
+def _holding(loss, groups, chosen, cancelled, largest):
     """Which of the chosen groups hold, while these are moved together."""
     good = chosen
+    loss.scale(dict.fromkeys(cancelled, AWAY))
     for exponents in _exponents(np.random.default_rng(0), len(groups)):
         if good.any():
             good = good & _flat(loss, groups, exponents * chosen, largest)
+    loss.scale(dict.fromkeys(cancelled, 1 / AWAY))
     return _constant_ones(loss, groups, good)
 
 
@@ -73,15 +77,16 @@ def _constant_ones(loss, groups, good):
     return good
 
 
-def own_gaps(loss: Loss, groups: Groups) -> Gaps:
+def own_gaps(loss: Loss, groups: Groups, cancelled: Collection[str]) -> Gaps:
     """The gaps at the model's own weights, with its own eps."""
     members = [name for group in groups for name in group]
     loss.tiny = False
     loss.reset()
     value, gradients = loss.gradients(members)
     inners, sizes = _products(loss, groups, gradients)
-    least = EXACT * _largest(loss)
-    gaps = [abs(t) / max(s, least) if s else 0.0 for t, s in zip(inners, sizes, strict=True)]
+    largest = _largest(loss)
+    least = [largest if set(group) <= set(cancelled) else EXACT * largest for group in groups]
+    gaps = [abs(t) / max(s, low) if s else 0.0 for t, s, low in zip(inners, sizes, least, strict=True)]
     loss.scale(dict.fromkeys(members, 2.0))
     doubled, after = loss.gradients(members)
     loss.scale(dict.fromkeys(members, 0.5))
