@@ -107,14 +107,15 @@ def test_fsdp(kind, process_group):
     assert train(True) == pytest.approx(train(False), rel=1e-10)
 
 
-def test_report_of_a_model_that_checkpoints_activations():
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_report_of_a_model_that_checkpoints_activations(reentrant):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
             self.body, self.head = nn.Sequential(nn.Linear(64, 8), n.NumberInCode(8)), nn.Linear(8, 10)
 
         def forward(self, x):
-            return self.head(checkpoint(self.body, x.flatten(1), use_reentrant=False))
+            return self.head(checkpoint(self.body, x.flatten(1).requires_grad_(), use_reentrant=reentrant))
 
     assert report(Model(), lambda m: F.cross_entropy(m(X[:16]), Y[:16])).groups == [("body.0.weight", "body.0.bias")]
 

@@ -167,8 +167,9 @@ def test_numbers_written_into_the_middle_of_a_weight_are_noticed(kind, write):
     for action in (lambda: script.train(1), script.handle.original().__enter__):
         with pytest.raises(RuntimeError, match="of shape .6, 4, 3, 3. was changed between steps"):
             action()
-    with pytest.warns(UserWarning, match="takes what is there for held weights. This is done now"):
+    with pytest.warns(UserWarning, match="takes what is there for held weights. This is done now") as noted:
         script.handle.remove()
+    assert noted[0].filename == __file__
     script.train(1)
 
 

@@ -115,8 +115,9 @@ def test_parameters_that_had_no_part_in_the_report_are_named_when_they_are_train
     else:
         model[0].bias.requires_grad_(True)
     model(x).square().mean().backward()
-    with pytest.warns(UserWarning, match=("1.0.weight, 1.0.bias" if late else "0.bias") + " had no part in the report"):
+    with pytest.warns(UserWarning, match=("1.0.weight, 1.0.bias" if late else "0.bias") + " had no part in the report") as noted:
         optimizer.step()
+    assert noted[0].filename == __file__
     optimizer.step()  # once is enough
 
 

@@ -39,8 +39,9 @@ def test_what_is_refused():
         add_weight_decay(optimizer, -1.0, convs)
     with pytest.raises(ValueError, match="mixed must be one of"):
         remove_weight_decay(optimizer, convs, mixed="ignore")
-    with pytest.warns(UserWarning, match="its running averages are not carried along"):
+    with pytest.warns(UserWarning, match="its running averages are not carried along") as noted:
         remove_weight_decay(optimizer, convs)
+    assert noted[0].filename == __file__
     with pytest.raises(ValueError, match="converted already; call .remove"):
         remove_weight_decay(optimizer, [model[0].weight])
 

@@ -1,5 +1,8 @@
 """What torch's optimizers can do besides, with the one line: closures, scaled gradients, fused and failing steps."""
 
+import copy
+import pickle
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
@@ -209,3 +212,28 @@ def test_gradients_that_come_through_the_hooks_at_some_steps_only_are_refused():
     script.model[0].weight.grad = torch.ones_like(script.model[0].weight)
     with pytest.raises(RuntimeError, match="did not come from a backward pass"):
         script.optimizer.step()
+
+
+@kinds
+@pytest.mark.parametrize(("name", "value"), [("lr", float("nan")), ("lr", float("inf")), ("lr", "a"), ("weight_decay", None)])
+def test_numbers_of_a_param_group_that_are_none_are_refused_at_the_step(kind, name, value):
+    script = Script(remove, kind=kind).train(3)
+    loss_of(script.model).backward()
+    script.group[name] = value
+    with pytest.raises(ValueError, match=f"{name} of a param group must be a finite number.*, got {value!r}"):
+        script.optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "momentum"])
+def test_sgd_with_a_number_below_zero_is_refused_at_the_step(name):
+    script = Script(remove).train(3)
+    script.group[name] = -0.1
+    with pytest.raises(ValueError, match=f"{name} of a param group must be a finite number of at least 0, got -0.1"):
+        script.train(1)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_the_handle_is_not_copied(copied):
+    script = Script(remove).train(3)
+    with pytest.raises(TypeError, match="cannot be copied or pickled. Save the states"):
+        copied(script.handle)

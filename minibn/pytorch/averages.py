@@ -8,7 +8,6 @@ the held one. After a step from P to P' the held average is multiplied by (P/P')
 agrees with the script's at every step. The degrees are measured, entry by entry.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from minibn.pytorch.loss import Loss
+from minibn.pytorch.warned import warn
 
 Groups = Sequence[Sequence[str]]
 Degrees = dict[str, list[tuple[int, torch.Tensor]]]  # {buffer: [(number of a set, degree of each entry in its scale)]}
@@ -227,9 +227,9 @@ class Averages:
             count = self.model.get_submodule(name)._buffers.get("num_batches_tracked")
             if count is not None and count.device.type == "cpu":
                 if int(count) < self._batches.get(name, 0):
-                    warnings.warn(f"the running averages of {name} were reset between steps. The model holds those of the "
-                                  "converted weights: unless all of them were computed again (update_bn), evaluation is wrong "
-                                  "for a while. Reset them inside `with handle.original():`", stacklevel=2)
+                    warn(f"the running averages of {name} were reset between steps. The model holds those of the "
+                         "converted weights: unless all of them were computed again (update_bn), evaluation is wrong "
+                         "for a while. Reset them inside `with handle.original():`")
                 self._batches[name] = int(count)
 
     @torch.no_grad()

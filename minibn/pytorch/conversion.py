@@ -67,6 +67,10 @@ class Conversion:
         scales = sorted({f"{frame.scale:.3g}" for s in self.sets for frame in [s.parts[0].frame]})
         return f"Conversion(weight decay {self.form}, {len(self.parameters)} parameters, P = {', '.join(scales[:6])})"
 
+    def __getstate__(self) -> None:
+        raise TypeError("the handle of a conversion belongs to live optimizers: it cannot be copied or pickled. Save the states "
+                        "of model and optimizer, which hold P, and call remove_weight_decay again where they are loaded")
+
     # ---- where it stands ----
 
     @property

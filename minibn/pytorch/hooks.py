@@ -1,7 +1,6 @@
 """Weight decay removed from, or added to, a live torch optimizer: the one line of a training script."""
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from minibn.pytorch.recognise import rule_of, settings
 from minibn.pytorch.reporting import Report
 from minibn.pytorch.rules import Delta
 from minibn.pytorch.sets import decays, is_mixed, listed, sets_of
+from minibn.pytorch.warned import warn
 
 Optimizer = torch.optim.Optimizer
 MIXED = ("error", "skip", "move")
@@ -156,10 +156,9 @@ def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band)
                          "leaves such sets out. mixed=\"move\" converts them")
     carrying = _averages(found, sets, kept) if measured and averages else None
     if not measured and averages:
-        warnings.warn("parameters were given without a report, so it is not known that they are scale-invariant; and if the "
-                      "model has BatchNorm, its running averages are not carried along, and evaluation needs "
-                      "torch.optim.swa_utils.update_bn first. Give report(model, loss_fn), or averages=False if that is meant",
-                      stacklevel=3)
+        warn("parameters were given without a report, so it is not known that they are scale-invariant; and if the "
+             "model has BatchNorm, its running averages are not carried along, and evaluation needs "
+             "torch.optim.swa_utils.update_bn first. Give report(model, loss_fn), or averages=False if that is meant")
     along = premise.Along({s: found.gap(s.name) if measured else None for s in kept if not s.free.issuperset(s.members)})
     return Conversion(rules, kept, form, band, mixed == "move", carrying, found if measured else None, along)
 

@@ -7,7 +7,7 @@ import torch
 from minibn.equivalence import streams
 from minibn.equivalence.streams import Frame
 from minibn.optim import Step
-from minibn.pytorch.rules import Move, Plan
+from minibn.pytorch.rules import Move, Plan, number, product
 from minibn.pytorch.stand_in import Group, StandIns
 from minibn.schedules import nesterov
 
@@ -27,7 +27,7 @@ class L2:
                              "for autograd")
 
     def delta(self, group: Group, step: int) -> float:
-        return float(group["lr"]) * float(group["weight_decay"])
+        return product(group, step)
 
     def plan(self, group: Group, members: list[torch.Tensor], frame: Frame, t: int) -> Plan:
         buffers = [self._buffer(p) is not None for p in members]
@@ -96,7 +96,8 @@ class L2:
             buffer.copy_(velocity)
 
     def _step(self, group, first):
-        step = Step(float(group["lr"]), float(group["momentum"]), float(group["weight_decay"]) * self._damping(group, first))
+        lr, momentum, weight_decay = (number(group, name, 0) for name in ("lr", "momentum", "weight_decay"))
+        step = Step(lr, momentum, weight_decay * self._damping(group, first))
         return next(nesterov([step])) if group["nesterov"] else step
 
     def _damping(self, group, first):

@@ -8,9 +8,11 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import CheckpointFunction
 
 from minibn.pytorch.exact import WIDER, Exact, widened
 
@@ -87,7 +89,7 @@ class Loss:
         penalty).
         """
         exact = Exact(self.tiny, self._floor)
-        with self._drawing(seed), torch.enable_grad(), exact:
+        with self._drawing(seed), torch.enable_grad(), _without_reentrant_checkpoints(), exact:
             for name, b in self.model.named_buffers():
                 if name not in self._buffers or b.shape != self._buffers[name].shape:
                     raise ValueError(f"the buffer {name} was made, or changed its shape, in a forward pass: run the model once "
@@ -182,6 +184,11 @@ class Loss:
                 torch.set_default_dtype(default)
                 random.setstate(python)
                 np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _without_reentrant_checkpoints():
+    """`checkpoint(f, x, use_reentrant=True)` is f(x): it hides the parameters of f from the graph of the loss."""
+    return patch.object(CheckpointFunction, "apply", lambda function, _, *args: function(*args))
 
 
 def inner(gradient: torch.Tensor, p: torch.Tensor) -> float:

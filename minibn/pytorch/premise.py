@@ -5,13 +5,13 @@ that had no effect there.
 """
 
 import math
-import warnings
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 
 from minibn.pytorch.scales import APPROXIMATE
+from minibn.pytorch.warned import warn
 
 NOTICED = 1e-2  # of the gradient: less may be the rounding of bfloat16
 LEAST = 1e-3  # of the largest gradient: what is smaller may be rounding, or an effect of eps
@@ -79,9 +79,9 @@ class Along:
             self._passed.add(s)
             if usual is not None and part > max(10 * usual, NOTICED) and s not in self._warned:
                 self._warned.add(s)
-                warnings.warn(f"the {'' if later else 'first '}gradient of {s.title} is less orthogonal to these weights than in "
-                              f"the report: <gradient, weights> is {part:.1g} of |gradient| |weights|, in the report "
-                              f"{usual:.1g}. {_OTHER_LOSS}", stacklevel=2)
+                warn(f"the {'' if later else 'first '}gradient of {s.title} is less orthogonal to these weights than in "
+                     f"the report: <gradient, weights> is {part:.1g} of |gradient| |weights|, in the report "
+                     f"{usual:.1g}. {_OTHER_LOSS}")
         for s in self._all.keys() & set(sets):
             self._steps[s] += 1
             if (coming := self._steps[s] + 1) % 100 == 0 or coming & (coming - 1) == 0:
@@ -134,9 +134,9 @@ class Newcomers:
             names = {p: name for name, p in self._model.named_parameters()}
             self._known |= set(new)
             listed = ", ".join([names[p] for p in new[:4]] + ["…"] * (len(new) > 4))
-            warnings.warn(f"{listed} had no part in the report, and are trained now. If converted weights are no longer "
-                          "scale-invariant with them, the conversion is wrong: call handle.remove() before such a change, and "
-                          "report again after it", stacklevel=2)
+            warn(f"{listed} had no part in the report, and are trained now. If converted weights are no longer "
+                 "scale-invariant with them, the conversion is wrong: call handle.remove() before such a change, and "
+                 "report again after it")
 
 
 class Asleep:

@@ -19,6 +19,7 @@ set decay differently, R' follows the largest δ, and the other members grow aft
     w̃' = g (w̃ - η / (g R') u),    g = (1 - δ_i) / (1 - δ_max)
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -31,14 +32,30 @@ from minibn.pytorch.stand_in import Group, StandIns
 Delta = Callable[[Group, int], float]
 
 
+def number(group: Group, name: str, least: float = -math.inf) -> float:
+    """A number of a param group.
+
+    Raises:
+        ValueError: it is below `least`, not finite, or no number.
+    """
+    value = group[name]
+    try:
+        if least <= float(value) and math.isfinite(float(value)):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    needed = "a finite number" if least == -math.inf else f"a finite number of at least {least:g}"
+    raise ValueError(f"{name} of a param group must be {needed}, got {value!r}: set it before the step")
+
+
 def product(group: Group, step: int) -> float:
     """δ = lr x weight decay, as in torch's own."""
-    return float(group["lr"]) * float(group["weight_decay"])
+    return number(group, "lr") * number(group, "weight_decay")
 
 
 def alone(group: Group, step: int) -> float:
     """δ = weight decay, whatever lr is ("independent" decay)."""
-    return float(group["weight_decay"])
+    return number(group, "weight_decay")
 
 
 class Plan(NamedTuple):
@@ -96,10 +113,10 @@ class Decoupled:
         if self.form == "removed":
             after = scale * (1 - _below_one(self.delta(group, t), group, t))
             return Plan(Frame(after), after)
-        if float(group["weight_decay"]):
+        if number(group, "weight_decay"):
             raise ValueError(f"step {t} already has weight_decay={float(group['weight_decay'])}: apply "
                              f"remove_weight_decay first")
-        share = float(group["lr"]) * scale * self.weight_decay
+        share = number(group, "lr") * scale * self.weight_decay
         return Plan(Frame(scale / (1 + share)), 1 / scale)
 
     def start(self, moves: list[Move]) -> None:

@@ -1,6 +1,5 @@
 """The script's own weights of a converted model, for a while: `handle.original()`, and averages of weights on top of it."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -10,6 +9,7 @@ from weakref import WeakSet
 import torch
 
 from minibn.pytorch import copies, records, watch
+from minibn.pytorch.warned import warn
 
 if TYPE_CHECKING:
     from minibn.pytorch.conversion import Conversion
@@ -94,7 +94,7 @@ def go_back(handle: "Conversion") -> None:
     try:
         handle.weights.check(handle.parameters)
     except RuntimeError as error:
-        warnings.warn(f"{error}. This is done now", stacklevel=4)
+        warn(f"{error}. This is done now")
     _carry(handle, weights, back=True)
     records.erase(handle.sets)
     for hook in [*handle._hooks, *handle._asleep.hooks]:
