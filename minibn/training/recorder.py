@@ -5,7 +5,6 @@ before it. So a step reads no numbers: its row keeps 0-d arrays, and many rows a
 transfer.
 """
 
-import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from minibn import backend, monitor, nn
 from minibn.backend import Array
 from minibn.optim import Optimizer
+from minibn.training.apart import check_apart
 from minibn.training.history import History
 
 
@@ -41,7 +41,7 @@ def watch(model: nn.Module, optimizers: Mapping[str, Optimizer], groups: Mapping
     """
     watched = {name: Watched(list(sgd.parameters), sgd) for name, sgd in optimizers.items()}
     parameters = dict(model.named_parameters())
-    _check_apart(optimizers)
+    check_apart(optimizers)
     own = {id(parameter) for parameter in parameters.values()}
     for name, optimizer in optimizers.items():
         if foreign := [str(i) for i, parameter in enumerate(optimizer.parameters) if id(parameter) not in own]:
@@ -67,21 +67,6 @@ def names_of(watched: Mapping[str, Watched], model: nn.Module) -> dict[str, dict
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {name: {"optimizer": type(optimizer).__name__, **{str(i): names[id(p)] for i, p in enumerate(parameters)}}
             for name, (parameters, optimizer) in watched.items()}
-
-
-def _check_apart(optimizers):
-    """Raise ValueError if two optimisers would update one parameter, or draw their steps from one stream in turns."""
-    parameters: dict[int, str] = {}
-    streams: dict[int, str] = {}
-    for name, optimizer in optimizers.items():
-        for i, parameter in enumerate(optimizer.parameters):
-            if (other := parameters.setdefault(id(parameter), name)) != name:
-                raise ValueError(f"parameter {i} of the optimiser {name!r} is one of {other!r}, too, and would be updated twice "
-                                 "per step; give each parameter to one optimiser")
-        endless = isinstance(optimizer.schedule, itertools.repeat)  # it gives every optimiser the same step
-        if not endless and (other := streams.setdefault(id(optimizer.schedule), name)) != name:
-            raise ValueError(f"the optimisers {other!r} and {name!r} have one schedule, of which each would get every second "
-                             "step; make one for each")
 
 
 def weights(watched: Mapping[str, Watched]) -> dict[str, list[Array]]:
