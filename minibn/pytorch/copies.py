@@ -14,6 +14,8 @@ _watching: list = []
 
 def remember(parameters: Tensors, handle: Any) -> None:
     """From now on, steps of other optimizers on these parameters are refused, and of copies of their optimizer."""
+    for key in [key for key, (itself, _) in _hooked.items() if itself() is None]:
+        del _hooked[key]
     _hooked.update({id(p): (weakref.ref(p), weakref.ref(handle)) for p in parameters})
     if not _watching:
         _watching.append(register_optimizer_step_pre_hook(_refuse_others))
