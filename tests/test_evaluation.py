@@ -1,5 +1,6 @@
 """Outputs, loss and accuracy of a model outside training, and BatchNorm's recomputed statistics."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -97,22 +98,29 @@ def test_update_bn_that_fails_leaves_statistics_and_momentum_as_they_were():
     assert net[0].momentum == 0.1
 
 
-class Meeting(nn.Module):
+class Slow(nn.Module):
     """Passes its input on, and lets other threads run meanwhile."""
 
+    def __init__(self):
+        self.inside = threading.Event()
+
     def forward(self, x):
-        time.sleep(0.002)
+        self.inside.set()
+        time.sleep(0.05)
         return x
 
 
 def test_several_threads_predict_with_one_model_as_one_does():
     """Modules in training mode, as `fit` leaves them: a thread that is done must not put that back for the others."""
     x = np.random.default_rng(0).standard_normal((20, 2)).astype("float32")
-    net = nn.Sequential(Meeting(), nn.BatchNorm(2))
+    net = nn.Sequential(Slow(), nn.BatchNorm(2))
     before, right = net.state_dict(), predict(net, x)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: predict(net, x, batch_size=4 + i), range(12)))
-    for one in found:
-        np.testing.assert_array_equal(one, right)
+    net[0].inside.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(predict, net, x)
+        net[0].inside.wait()
+        second = pool.submit(predict, net, x, batch_size=5)  # takes longer
+    np.testing.assert_array_equal(first.result(), right)
+    np.testing.assert_array_equal(second.result(), right)
     assert_same_bits(before, net.state_dict())
     assert all(module.training for _, module in net.named_modules())
