@@ -58,10 +58,11 @@ def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int |
 def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int | None = None) -> None:
     """Recompute the running statistics of every BatchNorm, as plain averages over the batches of x.
 
-    Like `torch.optim.swa_utils.update_bn`: it does not matter what they were, NaN included. The running averages of training lag behind the weights.
-    If the weights grow exponentially, as they do without weight decay, the averages belong to
-    smaller weights, and evaluation is no longer scale-invariant. With recomputed statistics it is,
-    so two equivalent runs agree in evaluation, too.
+    Like `torch.optim.swa_utils.update_bn`: it does not matter what they were, NaN included. The
+    running averages of training lag behind the weights. If the weights grow exponentially, as they
+    do without weight decay, the averages belong to smaller weights, and evaluation is no longer
+    scale-invariant. With recomputed statistics it is, so two equivalent runs agree in evaluation,
+    too.
 
     Args:
         model: an `nn.Module`.
