@@ -13,7 +13,7 @@ import numpy as np
 from minibn import backend, data, equivalence, jsonable, models, nn, optimizer_numbers, schedules
 from minibn.data import Split
 from minibn.equivalence.methods import METHODS
-from minibn.fields import checked, flag
+from minibn.fields import NOT_ZERO, checked, flag
 from minibn.invariance import symmetries
 from minibn.optim import AdamStep, LionStep, MuonStep, Optimizer, Step, StepNumbers
 from minibn.optimizer_numbers import NUMBERS
@@ -90,7 +90,7 @@ class Experiment:
     factor: float = flag(0.1, "by which lr drops", low=0, when={"schedule": DROPS})
     warmup: float = flag(0.0, "epochs of linear warm-up", low=0)
     optimizer: str = flag("sgd", "of the scale-invariant weights, and of the others too if it can train these", METHODS)
-    nesterov: bool = flag(False, "Nesterov momentum instead of heavy-ball", when={"optimizer": ("sgd",)})
+    nesterov: bool = flag(False, "Nesterov momentum instead of heavy-ball", when={"optimizer": ("sgd",), "momentum": NOT_ZERO})
     epochs: int = flag(24, "passes through the training images", low=1)
     batch: int = flag(64, "images per step", low=2)
     lr: float = _number("lr")
@@ -100,7 +100,8 @@ class Experiment:
     adam_eps: float | None = _number("eps")
     weight_decay: float = _number("weight_decay")
     rest_lr: float | None = flag(None, f"highest learning rate of the others, which AdamW trains; default: "
-                                  f"{DEFAULTS['adamw'].lr:g}", kind=float, low=0, when={"optimizer": ("muon",)})
+                                  f"{DEFAULTS['adamw'].lr:g}", kind=float, low=0,
+                                  when={"optimizer": ("muon",), "fixed": (False,)})
     seed: int = flag(0, "of the weights, the shuffling and the augmentation", low=0)
     dtype: str = flag("float32", "of all numbers", ["float32", "float64"])
     backend: str = flag("numpy", "array library; cupy and torch run on a GPU, torch without one on the CPU", backend.LIBRARIES)
@@ -141,7 +142,10 @@ class Experiment:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.split.y_train) // self.batch
+        """Number of updates in a pass through the images. ValueError if a batch has more images than there are."""
+        if self.batch > (examples := len(self.split.y_train)):
+            raise ValueError(f"batch must lie between 1 and the number of examples, {examples}; got {self.batch}")
+        return examples // self.batch
 
     @property
     def steps(self) -> int:
@@ -150,15 +154,13 @@ class Experiment:
 
     def network(self) -> nn.Module:
         """The `nn.Module`, its weights drawn with `seed`."""
-        channels = self.split.x_train.shape[-1]
-        options: dict[str, Any]
-        options = {"norm": NORMS[self.norm], "eps": self.eps, "affine": self.affine, "dtype": self.dtype,
-                   "rng": np.random.default_rng(self.seed)}
+        options: dict[str, Any] = {"norm": NORMS[self.norm], "eps": self.eps, "affine": self.affine, "dtype": self.dtype,
+                                   "rng": np.random.default_rng(self.seed)}
         if self.model in ("resnet", "preresnet"):
             options |= {"depth": self.depth, "width": self.width}
         if self.model == "mlp":
             return models.mlp(in_features=math.prod(self.split.x_train.shape[1:]), **options)
-        return MODELS[self.model](in_channels=channels, **options)
+        return MODELS[self.model](in_channels=self.split.x_train.shape[-1], **options)
 
     def _step(self):
         """The step object of the optimiser, at the highest learning rate."""
@@ -180,7 +182,10 @@ class Experiment:
         """`step` with the learning rates of the schedule."""
         stream = schedules.by_name(SCHEDULES[self.schedule][0], step.lr, steps=self.steps, milestones=self._drops(),
                                    factor=self.factor)
-        stream = schedules.like(step, schedules.warmup(round(self.warmup * self.steps_per_epoch), stream))
+        warmup = round(self.warmup * self.steps_per_epoch)
+        if self.warmup and not warmup:
+            raise ValueError(f"warmup={self.warmup:g} has no effect: it is 0 steps, for an epoch has {self.steps_per_epoch}")
+        stream = schedules.like(step, schedules.warmup(warmup, stream))
         return schedules.nesterov(stream) if self.nesterov else stream
 
     def phases(self) -> list[tuple[float, float]]:
@@ -231,6 +236,8 @@ class Experiment:
         drops = [0]
         for epoch in epochs:
             drops.append(max(drops[-1] + 1, round(epoch * self.steps_per_epoch)))
+        if self.milestones and drops[-1] >= self.steps:
+            raise ValueError(f"milestones={self.milestones[-1]:g} has no effect: it is step {drops[-1]} of {self.steps}")
         return drops[1:]
 
 
@@ -271,8 +278,7 @@ def run(experiment: Experiment, schedule: Iterable[Any] | None = None, *, band: 
     """
     backend.library(experiment.backend)  # raises before the images are read
     split, model = experiment.split, experiment.network().to(experiment.backend)
-    settings = asdict(experiment)
-    del settings["backend"]
+    settings = {name: value for name, value in asdict(experiment).items() if name != "backend"}
     with interruption.deferred() as signals:
         history = fit(model, experiment.optimizers(model, schedule, band=band), split.x_train, split.y_train,
                       epochs=experiment.epochs, batch_size=experiment.batch, rng=np.random.default_rng(experiment.seed + 1),

@@ -7,6 +7,16 @@ from dataclasses import Field, field
 from typing import Any
 
 
+class _NotZero:
+    """Every number but 0. None, which stands for a default, is one too."""
+
+    def __contains__(self, value):
+        return value != 0
+
+
+NOT_ZERO: Container = _NotZero()
+
+
 def flag(default: Any, text: str, choices: Iterable[str] | None = None, *, kind: type | None = None, low: float | None = None,
          below: float = math.inf, when: Mapping[str, Container] | None = None) -> Any:
     """A field of `Experiment` and, on the command line, a flag.
