@@ -55,7 +55,7 @@ class Conversion:
         self._orders = {optimizer: order.Innermost(optimizer, self._before, self._after) for optimizer in self.optimizers}
         for optimizer in self.optimizers:
             self._hooks += [*self._orders[optimizer].hooks,
-                            optimizer.register_state_dict_pre_hook(lambda _: self._undo_broken_step()),
+                            optimizer.register_state_dict_pre_hook(self._saving),
                             optimizer.register_load_state_dict_pre_hook(self._loading),
                             optimizer.register_load_state_dict_post_hook(self._loaded)]
             vars(optimizer)["_minibn"] = self  # not copied or pickled with the optimizer, as its hooks are not
@@ -80,6 +80,8 @@ class Conversion:
 
     def frame(self, which: torch.Tensor | Group) -> Frame:
         """The change of variables at present: of a parameter, or of a param group's converted parameters, if they agree."""
+        if not isinstance(which, torch.Tensor | dict):
+            raise TypeError(f"give a parameter or a param group of the optimizer, got {which!r} of type {type(which).__name__}")
         chosen = {which} if isinstance(which, torch.Tensor) else set(self.members(which))
         frames = {part.frame for s in self.sets for part in s.parts if chosen & set(part.members)}
         if len(frames) != 1:
@@ -106,6 +108,11 @@ class Conversion:
     def _ratio(self, frame):
         return frame.scale if self.form == "removed" else 1 / frame.scale
 
+    def _saving(self, _):
+        self._undo_broken_step()
+        if not self.inside:
+            records.write(self.sets, self.form)  # again, since a script may put the numbers of its param groups back
+
     def _loading(self, _, state):
         if self.inside and any(records.KEY in group for group in state["param_groups"]):
             raise RuntimeError("the state of a converted optimizer would be loaded inside `handle.original()`, where the "
@@ -116,10 +123,11 @@ class Conversion:
         self._read()
         if self.averages:
             self.averages.forget()
-        self.weights.forget(p for s in self.sets if s.ratio != before[s] for p in s.members)
+        self.weights.forget(p for s in self.sets if s.ratio != before[s] for p in s.members if p not in s.free)
 
     # ---- a step ----
 
+    @torch._disable_dynamo
     def _divided(self, s, p, gradient):
         """The hook: from the gradient at the held weights to the script's own."""
         for each in self._orders.values():
