@@ -13,7 +13,7 @@ import numpy as np
 from minibn import backend, data, equivalence, jsonable, models, nn, optimizer_numbers, schedules
 from minibn.data import Split
 from minibn.equivalence.methods import METHODS
-from minibn.fields import checked, flag
+from minibn.fields import check_effects, checked, flag
 from minibn.invariance import symmetries
 from minibn.optim import AdamStep, LionStep, MuonStep, Optimizer, Step, StepNumbers
 from minibn.optimizer_numbers import NUMBERS
@@ -109,16 +109,18 @@ class Experiment:
         for f in fields(self):
             object.__setattr__(self, f.name, checked(f, jsonable.plain(getattr(self, f.name), f.name)))
         step = self._step()
+        check_effects(self)
+        if self.rest_lr is not None and self.fixed:
+            raise ValueError(f"rest_lr={self.rest_lr} has no effect with fixed=True, which trains no other weights")
+        if self.nesterov and not step.momentum:
+            raise ValueError("nesterov=True has no effect with momentum=0.0; give a momentum above 0")
         for name in METHODS[self.optimizer].numbers:
             object.__setattr__(self, FIELDS[name], getattr(step, name))
-        if METHODS[self.optimizer].others and self.rest_lr is None:
+        if METHODS[self.optimizer].others and not self.fixed and self.rest_lr is None:
             object.__setattr__(self, "rest_lr", DEFAULTS["adamw"].lr)
-        elif self.rest_lr is not None and not METHODS[self.optimizer].others:
-            raise ValueError(f"rest_lr={self.rest_lr} has no effect with optimizer={self.optimizer!r}; it is for muon")
-        if self.optimizer != "sgd" and (self.nesterov or SCHEDULES[self.schedule][1]):
-            what = "nesterov" if self.nesterov else f"schedule={self.schedule!r}"
-            raise ValueError(f"{what} is for optimizer='sgd', not for {self.optimizer!r}; give schedule 'constant', 'step' or "
-                             "'cosine', with convert for the form without weight decay")
+        if self.optimizer != "sgd" and SCHEDULES[self.schedule][1]:
+            raise ValueError(f"schedule={self.schedule!r} is for optimizer='sgd', not for {self.optimizer!r}; give schedule "
+                             "'constant', 'step' or 'cosine', with convert for the form without weight decay")
         if (self.data == "digits") != (self.path is None):
             raise ValueError(f"data={self.data!r} {'needs' if self.path is None else 'takes no'} path")
         if SCHEDULES[self.schedule][1] and (self.convert or self.warmup or self.nesterov):
@@ -173,8 +175,8 @@ class Experiment:
         """The schedule of the parameters that are not scale-invariant: the usual one, or that of AdamW beside Muon."""
         if METHODS[self.optimizer].others is None:
             return self.usual()
-        assert self.rest_lr is not None
-        return self._scheduled(AdamStep(self.rest_lr, weight_decay=self.weight_decay))
+        lr = DEFAULTS["adamw"].lr if self.rest_lr is None else self.rest_lr
+        return self._scheduled(AdamStep(lr, weight_decay=self.weight_decay))
 
     def _scheduled(self, step):
         """`step` with the learning rates of the schedule."""

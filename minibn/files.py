@@ -1,6 +1,7 @@
 """Files that are replaced as a whole, at the place where `open` would write them."""
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -53,7 +54,8 @@ def replacing(path: str | os.PathLike, *, commit: bool = True) -> Iterator[Binar
 
     At every moment `path` holds either its earlier content or the new one, even when the disk is
     full or the process is killed. Until then the new content is in a file named `NAME.minibn-….tmp`
-    beside it. Files of this name that a killed process has left are removed.
+    beside it. Files of this name that a killed process has left are removed. Of several processes
+    that write one file at once, the last one's content stays.
 
     As with `open`, a link stays a link, an existing file keeps its mode and a new one has that of
     the umask. A device or a pipe is written directly.
@@ -74,19 +76,17 @@ def replacing(path: str | os.PathLike, *, commit: bool = True) -> Iterator[Binar
     if earlier:
         os.close(os.open(place, os.O_WRONLY))  # raises where the file may not be written, though it could be replaced
     _remove_leftovers(place)
-    temporary = place.with_name(f"{_stem(place)}{secrets.token_hex(4)}.tmp")
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        file, temporary = _new(place)
     except OSError as error:
         raise OSError(error.errno, f"no file can be made in its folder: {error.strerror}", str(path)) from error
     try:
-        with _named(path, temporary):
-            with open(handle, "wb") as file:
-                with suppress(OSError):  # some file systems know no locks
-                    _lock(file)
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+        with _named(path, temporary), file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if not fcntl:
+                file.close()  # Windows renames no open file; elsewhere it stays locked until it has its name
             if earlier:
                 with suppress(OSError, AttributeError):  # only root may give a file to another user
                     os.chown(temporary, earlier.st_uid, earlier.st_gid)
@@ -109,15 +109,28 @@ def _named(path, place):
         raise
 
 
+def _new(place):
+    """(a new temporary file of `place`, open and locked; its path)."""
+    while True:
+        temporary = place.with_name(f"{_stem(place)}{secrets.token_hex(4)}.tmp")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        file = open(handle, "wb")  # noqa: SIM115 - closed by the caller
+        with suppress(OSError):  # some file systems know no locks
+            _lock(file)
+        if temporary.exists():  # or another process took it for a leftover before it was locked
+            return file, temporary
+        file.close()
+
+
 def _stem(place):
-    """How the names of this place's temporary files begin; cut, so that they are no longer than names may be."""
-    return f"{place.name[:50]}.minibn-"
+    """How the names of this place's temporary files, and of no other's, begin. They are no longer than names may be."""
+    return f"{place.name[:50]}.minibn-{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:8]}-"
 
 
-def _lock(file):
-    """Mark `file` as in use; the mark goes with the process. BlockingIOError if another process uses it."""
+def _lock(file, flags=0):
+    """Mark `file` as in use, as soon as nobody else does; the mark goes with the process."""
     if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | flags)
 
 
 def _remove_leftovers(place):
@@ -128,7 +141,7 @@ def _remove_leftovers(place):
         names = os.listdir(place.parent)
     for name in filter(pattern.fullmatch, names):
         with suppress(OSError), open(place.with_name(name), "rb") as file:
-            _lock(file)  # raises while its process lives
+            _lock(file, getattr(fcntl, "LOCK_NB", 0))  # raises while its process lives
             os.unlink(file.name)
 
 

@@ -3,7 +3,7 @@
 Records go to a JSON Lines file, one line per run, flushed to the disk when the run ends. A sweep
 that was killed continues where it stopped: configurations that are already in the file are not run
 again. Numbers of NumPy, paths and NaN are written as `jsonable` says, and `read` turns NaN back
-into a number.
+into a number. Each line has a checksum, so that a digit that has changed is noticed.
 
 Executors that fit:
 
@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Executor, as_completed
 from functools import cache
@@ -26,11 +27,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from minibn import arguments, experiment, files, jsonable
+from minibn import arguments, experiment, jsonable, sweep_file
 from minibn.progress import bar
 from minibn.training.interruption import Stopped
-
-START = b'{"configuration": '  # of every record
 
 
 def grid(**axes: Iterable) -> list[dict[str, Any]]:
@@ -56,9 +55,12 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
         executor: Executor, *, retry: bool = False, progress: bool = True) -> list[dict[str, Any]]:
     """Call `function(configuration)` for every configuration, and append what it returns to the file at `path`.
 
-    A line is {"configuration": …, "result": …, "seconds": …}. If a run raises, its line has "error"
-    instead of "result", and the other runs continue. Two sweeps must not write one file at the same
-    time.
+    A record is {"configuration": …, "result": …, "seconds": …}, and its line also has a "checksum".
+    If a run raises, its record has "error" instead of "result", and the other runs continue. Two
+    sweeps must not write one file at the same time.
+
+    If a kill or a power loss has left a last line that is no whole record, the line is moved to the
+    file NAME.cut, a warning says so, and its run is done again.
 
     Args:
         function: takes a dict, a copy of its own, and returns anything JSON can hold. Executors of
@@ -77,7 +79,7 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
     Raises:
         TypeError: a configuration is no dict, or JSON cannot hold it, and the message names the
             key; or another argument is not what it should be.
-        ValueError: the file does not hold a sweep. It is left as it is.
+        ValueError: the file does not hold a sweep, or a line was changed. It is left as it is.
         OSError: it cannot be written, or is a folder, a pipe or a device.
         BrokenExecutor: a worker died, for example from lack of memory. The finished runs are in the
             file.
@@ -90,27 +92,24 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
         if not isinstance(configuration, Mapping):
             raise TypeError(f"configuration {i} must be a dict, got {configuration!r} of type {type(configuration).__name__}")
         wanted.setdefault(_key(configuration, f"configuration {i}"), configuration)
-    old, length = _read(path) if os.path.lexists(path) else ([], 0)
+    old, rest = sweep_file.read(path) if path.exists() else ([], b"")
     records = {_key(record["configuration"], "a record"): record for record in old}
     todo = {key: c for key, c in wanted.items() if key not in records or (retry and "error" in records[key])}
     if todo and not (callable(function) and hasattr(executor, "submit")):
         raise TypeError("function must be a function of a dict, and executor an executor, such as ProcessPoolExecutor(); got "
                         f"{function!r} and {executor!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file, bar(len(wanted), len(wanted) - len(todo), path.name, progress) as shown:
-        file.truncate(length)
-        if length and not _ends_a_line(path):
-            file.write(b"\n")  # an editor left out the last one
+    with sweep_file.appending(path, rest) as file, bar(len(wanted), len(wanted) - len(todo), path.name, progress) as shown:
         futures = {executor.submit(_outcome, function, configuration): key for key, configuration in todo.items()}
         done = len(wanted) - len(todo)
         try:
             for future in as_completed(futures):
                 key = futures[future]
-                line = jsonable.dumps({"configuration": wanted[key], **future.result()}).encode()
-                file.write(line + b"\n")
+                record = {"configuration": wanted[key], **future.result()}
+                file.write(sweep_file.line(record))
                 file.flush()
                 os.fsync(file.fileno())
-                records[key] = jsonable.loads(line)
+                records[key] = jsonable.loads(jsonable.dumps(record))
                 done += 1
                 shown.set_postfix(failed=sum("error" in records[key] for key in wanted if key in records), refresh=False)
                 shown.update()
@@ -124,13 +123,18 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The records in a sweep's file, oldest first, without a last line that a kill cut short.
+    """The records in a sweep's file, oldest first, without their checksums.
+
+    A last line that is no whole record, as a kill leaves, is left out, with a warning.
 
     Raises:
         OSError: there is no such file, or it is a folder, a pipe or a device.
-        ValueError: another line is not a record.
+        ValueError: another line is not a record, or was changed after it was written.
     """
-    return _read(Path(path).expanduser())[0]
+    records, rest = sweep_file.read(Path(path).expanduser())
+    if rest:
+        warnings.warn(f"the end of {path}, {rest[:40]!r}…, is no whole record and is left out", stacklevel=2)
+    return records
 
 
 def end_with_parent() -> None:
@@ -183,40 +187,3 @@ def _outcome(function, configuration):
 def _key(configuration, name):
     """Equal for equal configurations, whether they come from a caller or from the file."""
     return jsonable.dumps(configuration, name, sort_keys=True)
-
-
-def _read(path):
-    """(records, length of the file up to the end of the last whole one). ValueError where something else is in it."""
-    with files.reading(path) as file:
-        content = file.read()
-    whole = content.rfind(b"\n") + 1
-    records = []
-    for number, line in enumerate(content[:whole].splitlines(), 1):
-        if line.strip():
-            records.append(_record(line, f"line {number} of {path}"))
-    if tail := content[whole:]:
-        try:
-            records.append(_record(tail, "the last line"))
-            whole = len(content)
-        except ValueError as error:
-            if not (tail.startswith(START) or START.startswith(tail)):
-                raise ValueError(f"the end of {path}, {tail[:40]!r}, is not the beginning of a record of a sweep; the file is "
-                                 "left as it is. Give another file") from error
-    return records, whole
-
-
-def _record(line, name):
-    try:
-        record = jsonable.loads(line)
-        if not isinstance(record["configuration"], dict) or ("result" in record) == ("error" in record):
-            raise ValueError("a record has a configuration, and a result or an error")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{name} is not a record of a sweep ({error}); give another file, or remove the line to run it "
-                         "again") from error
-    return record
-
-
-def _ends_a_line(path):
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"

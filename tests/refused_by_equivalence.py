@@ -148,6 +148,9 @@ EQUIVALENCE = [
      "count must be a whole number of at least 1, got 0"),
     (lambda: clip_global_norm([SGD([parameter()], [])], 0), ValueError,
      "clip_global_norm needs max_norm above 0, got 0"),
+    (lambda: clip_global_norm([SGD([parameter()], remove_weight_decay([]))], 1.0), ValueError,
+     "clip_global_norm: this SGD follows a converted schedule, and does not know its P. Give scales, with frame_after(schedule, "
+     "steps).scale for it, or make it with training.convert or equivalence.converted_for"),
     (lambda: undecayed(undecayed(Lion([parameter()], []))), TypeError,
      "this optimiser is converted already: use its add() to go back first"),
     (lambda: undecayed(Lion([parameter()], []), band=1.0), ValueError,

@@ -1,8 +1,8 @@
 """training.convert and split: which parameters follow which schedule, and that training stays the same."""
 
 from dataclasses import replace
-from functools import lru_cache
-from itertools import islice, repeat
+from functools import lru_cache, partial
+from itertools import islice, repeat, tee
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from common import NETWORKS, NORMS, PAIRS
 from minibn import data, models, nn, schedules
 from minibn.equivalence import Reframed, frame_after, remove_weight_decay
 from minibn.invariance import symmetries
-from minibn.optim import SGD, AdamStep, AdamW, Lion, LionStep, Muon, MuonStep
+from minibn.optim import SGD, AdamStep, AdamW, Lion, LionStep, Muon, MuonStep, Step
 from minibn.training import convert, fit, split
 
 
@@ -209,3 +209,68 @@ def test_how_the_gap_grows_with_eps():
     for eps in (1e-12, 1e-9, 1e-7, 1e-5):
         assert 0.01 * eps < gaps[eps] < 100 * eps
     assert gaps[1e-3] > 1e-4
+
+
+def _rates(conversion, count=4):
+    return {group: [round(step.lr, 6) for step in islice(one.schedule, count)] for group, one in conversion.optimizers.items()}
+
+
+def test_one_generator_given_for_both_is_read_whole_by_each():
+    def net():
+        return models.mlp((8,), eps=0.0, rng=np.random.default_rng(0))
+
+    def schedule():
+        return schedules.cosine(0.1, 20, weight_decay=0.01)
+
+    assert len(set(_rates(convert(net(), schedule()))["rest"])) == 4
+    one = schedule()
+    assert _rates(convert(net(), one, rest=one)) == _rates(convert(net(), schedule()))
+    one = schedule()
+    assert _rates(split(net(), one, one)) == _rates(split(net(), schedule(), schedule()))
+
+
+class Stream:
+    """An iterator of a user's own, with what it reads in a list."""
+
+    def __init__(self, given):
+        vars(self)["given"] = [given]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.given[0])
+
+
+def _by_call(given):
+    def draw():
+        return next(given)
+
+    return (draw() for _ in repeat(None))
+
+
+@pytest.mark.parametrize("around", [
+    partial(schedules.warmup, 2), remove_weight_decay, partial(map, replace), Stream, _by_call, lambda s: islice(s, 9),
+    lambda s: schedules.warmup(3, schedules.nesterov(s)), lambda s: (replace(step, lr=0.1) for step in s)])
+def test_two_schedules_made_from_one_generator_are_refused(around):
+    """Each would get every second of its steps."""
+    one = schedules.cosine(0.1, 20)
+    net = models.mlp((8,), eps=0.0, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="the optimisers 'invariant' and 'rest' have one schedule, of which each would get"):
+        split(net, around(one), one)
+    one = schedules.cosine(0.1, 20)
+    optimizers = {"first": SGD(net.parameters()[:1], one), "second": SGD(net.parameters()[1:], around(one))}
+    x, y = np.ones((8, 8, 8, 1), "f4"), np.zeros(8, int)
+    with pytest.raises(ValueError, match="the optimisers 'first' and 'second' have one schedule, of which each would get"):
+        fit(net, optimizers, x, y, epochs=1, batch_size=4, rng=np.random.default_rng(0), progress=False)
+
+
+@pytest.mark.parametrize("make", [lambda: (repeat(Step(0.1)),) * 2, lambda: ([Step(0.1)] * 9,) * 2,
+                                  lambda: map(partial(schedules.warmup, 2), tee(schedules.cosine(0.1, 20))),
+                                  lambda: (schedules.warmup(2, schedules.cosine(0.1, 20)) for _ in range(2))])
+def test_schedules_that_may_have_something_in_common_are_accepted(make):
+    """Constant ones, one list, the two of a tee, and two from one function."""
+    net = models.mlp((8,), eps=0.0, rng=np.random.default_rng(0))
+    rates = _rates(split(net, *(schedules.warmup(1, schedule) for schedule in make())))
+    assert rates["invariant"] == rates["rest"]
+    assert len(rates["rest"]) == 4

@@ -1,5 +1,9 @@
 """Outputs, loss and accuracy of a model outside training, and BatchNorm's recomputed statistics."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from runs import Run, assert_same_bits
@@ -72,3 +76,51 @@ def test_update_bn_of_numbers_that_are_not_finite_leaves_the_statistics_as_they_
             update_bn(norm, x, batch_size=5)
     assert norm.running_mean[0] == 0
     assert norm.running_var[0] == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_update_bn_mends_statistics_that_are_not_finite(bad):
+    x = np.random.default_rng(0).standard_normal((20, 3)).astype("float32")
+    good, mended = nn.BatchNorm(3), nn.BatchNorm(3)
+    mended.running_mean[:] = mended.running_var[:] = bad
+    for norm in (good, mended):
+        update_bn(norm, x, batch_size=5)
+    assert_same_bits(good.state_dict(), mended.state_dict())
+    assert np.all(np.isfinite(mended.running_var))
+
+
+def test_update_bn_that_fails_leaves_statistics_and_momentum_as_they_were():
+    net = nn.Sequential(nn.BatchNorm(2), nn.Linear(3, 1, rng=np.random.default_rng(0)))
+    before = net.state_dict()
+    with pytest.raises(ValueError, match="needs input of shape"):
+        update_bn(net, np.random.default_rng(0).standard_normal((20, 2)).astype("float32"), batch_size=5)
+    assert_same_bits(before, net.state_dict())
+    assert net[0].momentum == 0.1
+
+
+class Slow(nn.Module):
+    """Passes its input on, and lets other threads run meanwhile."""
+
+    def __init__(self):
+        self.inside = threading.Event()
+
+    def forward(self, x):
+        self.inside.set()
+        time.sleep(0.05)
+        return x
+
+
+def test_several_threads_predict_with_one_model_as_one_does():
+    """Modules in training mode, as `fit` leaves them: a thread that is done must not put that back for the others."""
+    x = np.random.default_rng(0).standard_normal((20, 2)).astype("float32")
+    net = nn.Sequential(Slow(), nn.BatchNorm(2))
+    before, right = net.state_dict(), predict(net, x)
+    net[0].inside.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(predict, net, x)
+        net[0].inside.wait()
+        second = pool.submit(predict, net, x, batch_size=5)  # takes longer
+    np.testing.assert_array_equal(first.result(), right)
+    np.testing.assert_array_equal(second.result(), right)
+    assert_same_bits(before, net.state_dict())
+    assert all(module.training for _, module in net.named_modules())

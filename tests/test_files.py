@@ -6,6 +6,8 @@ import resource
 import stat
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -174,6 +176,93 @@ def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(t
             writer.stdout.close()
     write(path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "f.minibn-notes.tmp"]
+
+
+SAVES = """
+import sys
+from minibn import files
+for i in range(int(sys.argv[2])):
+    with files.replacing(sys.argv[1]) as file:
+        file.write(sys.argv[1].encode() + bytes(100_000))
+"""
+LONG = "preresnet20_cifar10_lr0.1_wd0.0005_momentum0.9_batch128_seed{}.npz"
+
+
+@pytest.mark.parametrize("names", [[LONG.format(0), LONG.format(1)], ["same", "same"]], ids=["alike", "same"])
+def test_processes_that_save_at_the_same_time_all_succeed(tmp_path, names):
+    writers = [subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path / name), "300"]) for name in names]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(set(names))
+    for name in names:
+        assert (tmp_path / name).read_bytes() == str(tmp_path / name).encode() + bytes(100_000)
+
+
+def write_and_meanwhile(path, line, happens):
+    """Write `path`, and call `happens` before the line of `minibn.files` that runs as number `line`: were there so many?"""
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        if frame.f_code.co_filename != files.__file__:
+            return None
+        count += 1
+        if count == line:
+            sys.settrace(None)
+            happens()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        write(path)
+    finally:
+        sys.settrace(before)
+    return count >= line
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs locks of files")
+@pytest.mark.parametrize(("name", "other"), [("f", "f"), (LONG.format(0), LONG.format(1))], ids=["same", "alike"])
+def test_another_process_may_look_for_leftovers_at_any_moment(tmp_path, name, other):
+    taken, line = 0, 1
+
+    def look():
+        nonlocal taken
+        before = len(list(tmp_path.glob("*.tmp")))
+        files._remove_leftovers(tmp_path / other)
+        taken += before - len(list(tmp_path.glob("*.tmp")))
+
+    while write_and_meanwhile(tmp_path / name, line, look):
+        assert (tmp_path / name).read_bytes() == b"new"
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+        line += 1
+    assert line > 30
+    assert (taken > 0) == (name == other)  # before it is locked, or never
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs locks of files")
+def test_a_writer_waits_while_another_removes_its_new_file_and_makes_one_more(tmp_path, monkeypatch):
+    lock, unlink, holding = files._lock, os.unlink, threading.Event()
+    other = threading.Thread(target=lambda: files._remove_leftovers(tmp_path / "f"))
+
+    def late_lock(file, flags=0):
+        if not flags and not other.ident:
+            other.start()
+            assert holding.wait(10)
+        lock(file, flags)
+
+    def slow_unlink(path):
+        holding.set()
+        time.sleep(0.2)
+        unlink(path)
+
+    monkeypatch.setattr(files, "_lock", late_lock)
+    monkeypatch.setattr(os, "unlink", slow_unlink)
+    with files.replacing(tmp_path / "f") as file:
+        file.write(b"new")
+        other.join()
+    assert (tmp_path / "f").read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
 def test_the_longest_names_will_do(tmp_path):

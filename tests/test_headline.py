@@ -53,6 +53,16 @@ def test_the_two_runs_are_one_for_every_optimiser(optimizer, tmp_path, capsys):
     assert (tmp_path / "headline.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_float32_decides_nothing(tmp_path, capsys, monkeypatch):
+    """A gap that equivalent runs have there, runs without weight decay have as well."""
+    monkeypatch.setattr(plots, "compare", lambda *_, **__: None)
+    assert main([*SHORT, "--dtype", "float32", "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "(float32: nothing is decided)" in out
+    assert "--dtype float64 decides whether these two are the same\n" in out
+    assert "same run" not in out
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", *OPTIMIZERS])
 def test_exit_status_1_when_the_runs_differ(optimizer, tmp_path, capsys, monkeypatch):
     method = METHODS[optimizer]

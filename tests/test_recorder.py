@@ -77,6 +77,19 @@ def test_groups_that_cannot_be_measured_are_refused_at_the_call(groups, message)
         np.testing.assert_array_equal(value, before[name])
 
 
+def test_optimisers_of_another_model_are_refused_and_parameters_without_one_are_not():
+    """Or the copy would not be trained, while the History looks like that of any run."""
+    run, other = Run(), Run()
+    before = other.net.state_dict()
+    for optimizers in (run.optimizers, {**other.optimizers, "more": run.optimizers["rest"]}):
+        with pytest.raises(ValueError, match=r"the optimiser '(invariant|more)' would train what is no parameter of this model "
+                                             r"\((2 of its 2|6 of its 6) parameters, the first is number 0\)"):
+            fit(other.net, optimizers, run.x, run.y, epochs=1, batch_size=16, rng=run.rng, progress=False)
+    assert all(np.array_equal(value, before[name]) for name, value in other.net.state_dict().items())
+    del other.optimizers["rest"]
+    assert len(other.fit(epochs=1)) == 4
+
+
 def test_a_group_without_an_optimiser_is_refused():
     net = models.vgg((4,), in_channels=1, rng=np.random.default_rng(0))
     optimizers = {"head": SGD(net["head"].parameters(), schedules.constant(0.1))}

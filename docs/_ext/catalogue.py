@@ -22,7 +22,8 @@ GROUPS = {
 }
 # Modules that no one outside the package calls, and earlier import paths of modules that have moved.
 INTERNAL = {"minibn.flags", "minibn.files", "minibn.jsonable", "minibn.progress", "minibn.__main__", "minibn.commands",
-            "minibn.arguments", "minibn.fields", "minibn.optimizer_numbers", "minibn.kernels.cpu", "minibn.kernels.device"}
+            "minibn.arguments", "minibn.fields", "minibn.optimizer_numbers", "minibn.sweep_file", "minibn.kernels.cpu",
+            "minibn.kernels.device"}
 MOVED = {"minibn.checkpoint", "minibn.cifar10", "minibn.convergence", "minibn.headline", "minibn.history", "minibn.toy"}
 COMMON = {"grad", "data", "step", "loss", "random", "weight", "bias", "scale", "load", "save", "run", "norm", "read",
           "of", "size", "keep", "steps", "last", "lookahead", "update"}  # in backticks, mostly not the public name spelled so

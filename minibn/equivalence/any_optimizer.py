@@ -35,7 +35,7 @@ import numpy as np
 from minibn import arguments
 from minibn.backend import Array
 from minibn.equivalence.decoupled import kept
-from minibn.equivalence.streams import _check_band, power_of_two
+from minibn.equivalence.streams import check_band, power_of_two
 from minibn.optim import Optimizer, Step, StepNumbers
 from minibn.optim.base import steps_of
 
@@ -106,7 +106,7 @@ class Reframed(Optimizer[S]):
     """
 
     def __init__(self, optimizer: Optimizer[S], weight_decay: float, band: float | None) -> None:
-        _check_band(band)
+        check_band(band)
         if isinstance(optimizer, Reframed):
             raise TypeError("this optimiser is converted already: use its add() to go back first")
         self.optimizer, self.band, self.scale = optimizer, band, 1.0

@@ -1,13 +1,17 @@
 """Clipping by the norm of all gradients, where some weights are converted and others are not."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import GeneratorType
 
 from minibn import arguments, backend
 from minibn.backend import Array, array_namespace
 from minibn.optim import Optimizer
+from minibn.optim.inside import inside
 
 
-def clip_global_norm(optimizers: Iterable[Optimizer], max_norm: float, *, scales: Sequence[float] | None = None) -> Array:
+def clip_global_norm(optimizers: Iterable[Optimizer] | Mapping[str, Optimizer], max_norm: float, *,
+                     scales: Sequence[float] | None = None) -> Array:
     """Clip the gradients of all parameters by their common norm, as the run with weight decay does (Pascanu et al., 2013).
 
     Converted weights w / P have gradients g̃ = P g. With N the norm of all g, over converted and
@@ -19,16 +23,19 @@ def clip_global_norm(optimizers: Iterable[Optimizer], max_norm: float, *, scales
     P g.
 
     Args:
-        optimizers: every optimiser of the model, ordinary ones and those of `undecayed`.
-        max_norm: above 0.
-        scales: P of each optimiser. None: its `scale`. A converted schedule of SGD needs
-            `frame_after(…).scale` here.
+        optimizers: every optimiser of the model, ordinary ones and those of `undecayed` and
+            `converted_for`; a list, or a dict such as `Conversion.optimizers`.
+        max_norm: above 0; infinity only measures N.
+        scales: P of each optimiser. None: its `scale`. An optimiser on a schedule that was
+            converted by hand does not know its P. For SGD that is `frame_after(…).scale`.
 
     Returns:
         N, the norm before clipping: a 0-d array.
 
     Raises:
-        ValueError: max_norm is not above 0.
+        ValueError: max_norm is not above 0; or an optimiser follows a converted schedule, and
+            `scales` are not given.
+        TypeError: `optimizers` are none.
 
     Example:
         >>> import numpy as np
@@ -41,14 +48,32 @@ def clip_global_norm(optimizers: Iterable[Optimizer], max_norm: float, *, scales
     """
     if not arguments.number("clip_global_norm: max_norm", max_norm) > 0:
         raise ValueError(f"clip_global_norm needs max_norm above 0, got {max_norm}")
-    optimizers = list(optimizers)
-    scales = [optimizer.scale for optimizer in optimizers] if scales is None else scales
+    if isinstance(optimizers, Mapping):
+        optimizers = optimizers.values()
+    optimizers = list(arguments.iterable("clip_global_norm: optimizers", optimizers, "a list or a dict of optimisers"))
+    for optimizer in optimizers:
+        arguments.of_kind("clip_global_norm: an item of optimizers", optimizer, Optimizer, "an Optimizer")
+    scales = [_scale(optimizer) for optimizer in optimizers] if scales is None else scales
     parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
     norm = backend.norm([parameter.grad / scale for optimizer, scale in zip(optimizers, scales, strict=True)
                          for parameter in optimizer.parameters])
+    if max_norm == math.inf:
+        return norm
     xp = array_namespace(norm)
     limit = xp.full_like(norm, float(max_norm))
     factor = limit / xp.maximum(norm, limit)
     for parameter in parameters:
         parameter.grad = parameter.grad * xp.astype(factor, parameter.grad.dtype)
     return norm
+
+
+def _scale(optimizer):
+    """P of an optimiser, unless it does not know that its schedule is a converted one."""
+    if "scale" not in vars(optimizer):
+        for stream in inside(optimizer.schedule):
+            frame = stream.gi_frame if isinstance(stream, GeneratorType) else None
+            if frame is not None and frame.f_globals["__name__"].startswith("minibn.equivalence."):
+                raise ValueError(f"clip_global_norm: this {type(optimizer).__name__} follows a converted schedule, and does not "
+                                 "know its P. Give scales, with frame_after(schedule, steps).scale for it, or make it with "
+                                 "training.convert or equivalence.converted_for")
+    return optimizer.scale

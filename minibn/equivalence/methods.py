@@ -13,9 +13,9 @@ from minibn import arguments
 from minibn.equivalence.adam import adam_with_decay, adam_without_decay
 from minibn.equivalence.any_optimizer import scale_after, undecayed
 from minibn.equivalence.lion import lion_with_decay, lion_without_decay
-from minibn.equivalence.streams import add_weight_decay, frame_after, remove_weight_decay
+from minibn.equivalence.streams import IDENTITY, add_weight_decay, check_band, frame_after, remove_step, remove_weight_decay
 from minibn.optim import SGD, AdamStep, AdamW, Lion, LionStep, Muon, MuonStep, Optimizer, Step, StepNumbers
-from minibn.optim.base import A_SCHEDULE
+from minibn.optim.base import A_SCHEDULE, steps_of
 
 if TYPE_CHECKING:
     from minibn.nn import Parameter
@@ -47,8 +47,24 @@ class Method(NamedTuple):
     others: str | None = None
 
 
-def _sgd(parameters, schedule, band):
-    return SGD(parameters, remove_weight_decay(schedule, band=band))
+class ConvertedSGD(SGD):
+    """SGD on `remove_weight_decay(schedule)`, which knows its P.
+
+    Attributes:
+        scale: P: the weights of the run with weight decay are P times those of `parameters`.
+    """
+
+    def __init__(self, parameters: Iterable["Parameter"], schedule: Iterable[Step], band: float | None) -> None:
+        check_band(band)
+        self.scale = 1.0
+        super().__init__(parameters, self._converted(steps_of(schedule, Step), band))
+
+    def _converted(self, schedule, band):
+        frame = IDENTITY
+        for t, step in enumerate(schedule):
+            converted, frame = remove_step(step, frame, band, t)
+            self.scale = frame.scale
+            yield converted
 
 
 def _decoupled(optimizer, parameters, schedule, band):
@@ -67,7 +83,7 @@ def _no_muon(*_: Any, **__: Any) -> Iterator[Any]:
 
 
 METHODS = {
-    "sgd": Method(SGD, Step, ("lr", "momentum", "weight_decay"), _sgd, _sgd_scale, remove_weight_decay, add_weight_decay),
+    "sgd": Method(SGD, Step, ("lr", "momentum", "weight_decay"), ConvertedSGD, _sgd_scale, remove_weight_decay, add_weight_decay),
     "adamw": Method(AdamW, AdamStep, ("lr", "beta1", "beta2", "eps", "weight_decay"), partial(_decoupled, AdamW), scale_after,
                     adam_without_decay, adam_with_decay),
     "lion": Method(Lion, LionStep, ("lr", "beta1", "beta2", "weight_decay"), partial(_decoupled, Lion), scale_after,
@@ -114,7 +130,7 @@ def optimizer_for(parameters: Iterable["Parameter"], schedule: Iterable[Any]) ->
 def converted_for(parameters: Iterable["Parameter"], schedule: Iterable[Any], *, band: float | None = 2.0**32) -> Optimizer:
     """As `optimizer_for`, without the schedule's weight decay: it trains the same scale-invariant network.
 
-    SGD follows `remove_weight_decay(schedule)`; the others are converted by `undecayed`. Give each
+    SGD follows `remove_weight_decay(schedule)`, and its `scale` is P; the others are converted by `undecayed`. Give each
     set of weights that is scale-invariant together to one optimiser, and no other weights.
 
     Args:

@@ -114,7 +114,7 @@ def remove_weight_decay(schedule: Schedule, *, band: float | None = 2.0**32, fra
         >>> [round(s.lr, 4) for s in islice(remove_weight_decay(constant(0.1, weight_decay=0.5)), 3)]
         [0.1053, 0.1166, 0.1292]
     """
-    _check_band(band)
+    check_band(band)
     given, frame = steps_of(schedule, Step), arguments.frame(frame, Frame)
 
     def steps(frame):
@@ -140,7 +140,7 @@ def frame_after(schedule: Schedule, steps: int, *, band: float | None = 2.0**32,
         >>> frame_after(constant(0.5, weight_decay=0.5), 2)  # each step multiplies weights by 1 - 0.25
         Frame(scale=0.5625, kappa=0.6666666666666666, q=1.0)
     """
-    _check_band(band)
+    check_band(band)
     given, frame = steps_of(schedule, Step), arguments.frame(frame, Frame)
     for t in range(arguments.whole("steps", steps, 0)):
         step = next(given, None)
@@ -196,7 +196,8 @@ def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], 
     return steps(frame)
 
 
-def _check_band(band):
+def check_band(band: float | None) -> None:
+    """Raise ValueError unless `band` is None or a finite number above 1."""
     if band is not None and not 1 < arguments.number("band", band) < math.inf:
         raise ValueError(f"band must be a finite number above 1, or None for no rescaling; got {band}")
 

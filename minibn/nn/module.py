@@ -16,12 +16,27 @@ Self = TypeVar("Self", bound="Module")  # typing has it since Python 3.11
 
 
 class Parameter:
-    """A trainable array `data` and the gradient `grad` of the loss with respect to it (same shape, starts at 0)."""
+    """A trainable array `data` and the gradient `grad` of the loss with respect to it (same shape, starts at 0).
+
+    Raises:
+        TypeError: `data` is no array, or `grad` is set to None, as in PyTorch.
+    """
 
     def __init__(self, data: Array) -> None:
         arguments.array("data", data)
         self.data = data
         self.zero_grad()
+
+    @property
+    def grad(self) -> Array:
+        """The gradient."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: Array) -> None:
+        if grad is None:
+            raise TypeError("grad must be an array, to which backward adds; zero_grad() sets it to zero")
+        self._grad = grad
 
     def zero_grad(self) -> None:
         """Set the gradient to zero."""

@@ -122,7 +122,8 @@ def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimi
     """Bring `model`, `optimizers` and `rng` to the state that `save_run` wrote, and return its History.
 
     Nothing is changed before all that must be the same has been compared: `run`, the kind of `rng`,
-    the groups, every dtype and shape, and the schedules as far as they were followed.
+    the groups, every dtype and shape, and the schedules as far as they were followed. What the file
+    of an earlier version does not say of `run` is not compared.
 
     Raises:
         ValueError: the file is damaged, or of another run. The message names what differs.
@@ -136,10 +137,14 @@ def load_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimi
         last, rates = dict(facts["last"]), {group: history[f"lr/{group}"].tolist() for group in steps if len(history)}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is a checkpoint, but not one of this version's training.fit; give another file") from error
-    new = {**run, "rng": type(rng.bit_generator).__name__, "groups": list(optimizers)}
+    new = {name: value for name, value in run.items() if name in facts["run"]}
+    new |= {"rng": type(rng.bit_generator).__name__, "groups": list(optimizers)}
+    new = jsonable.loads(jsonable.dumps(new))
     now = {f"model/{name}": (str(array.dtype), array.shape) for name, array in _in_numpy(model.state_dict())}
-    other_data = fingerprint.other_data(old.pop("data", None), new.pop("data", None))
-    _refuse(path, chain(differences(old, jsonable.loads(jsonable.dumps(new))), differences(kinds, now), other_data))
+    other_data = [fingerprint.other_data(old.pop(name, None), new.pop(name, None), *words)
+                  for name, words in (("data", ("data", "trained on")), ("validation_data", ("validation data", "evaluated on")))]
+    network = [differences(old.pop(name, None), new.pop(name, None), name) for name in ("model", "parameters")]
+    _refuse(path, chain(differences(old, new), differences(kinds, now), *other_data, *network))
     for group, optimizer in optimizers.items():
         drawn = list(islice(optimizer.schedule, steps[group]))
         _refuse(path, _other_steps(group, rates.get(group, []), last.get(group),

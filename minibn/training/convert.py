@@ -11,6 +11,7 @@ from minibn.equivalence import optimizer_for
 from minibn.equivalence.methods import method_of
 from minibn.invariance import Symmetries, symmetries
 from minibn.optim import Optimizer
+from minibn.training.apart import check_apart
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 
@@ -65,7 +66,8 @@ def convert(model: nn.Module, schedule: Iterable[Any], names: Iterable[str] | No
 
     Raises:
         ValueError: `names` are not scale-invariant together (the message says why), or the network
-            has no scale-invariant parameters; or an optimiser cannot train its parameters.
+            has no scale-invariant parameters; an optimiser cannot train its parameters; or `rest`
+            is made from the same generator as `schedule`.
 
     Example:
         >>> import numpy as np
@@ -80,7 +82,8 @@ def convert(model: nn.Module, schedule: Iterable[Any], names: Iterable[str] | No
     method, steps = method_of(schedule)
     first, second = tee(steps)
     return assign(model, partial(method.converted, schedule=first, band=band),
-                  partial(optimizer_for, schedule=second if rest is None else rest), _chosen(model, method, names))
+                  partial(optimizer_for, schedule=second if rest is None or rest is schedule else rest),
+                  _chosen(model, method, names))
 
 
 def split(model: nn.Module, invariant: Iterable[Any], rest: Iterable[Any] | None,
@@ -100,6 +103,8 @@ def split(model: nn.Module, invariant: Iterable[Any], rest: Iterable[Any] | None
         ValueError: as in `convert`.
     """
     method, steps = method_of(invariant)
+    if rest is invariant:
+        steps, rest = tee(steps)
     return assign(model, partial(method.optimizer, schedule=steps),
                   None if rest is None else partial(optimizer_for, schedule=rest), _chosen(model, method, names))
 
@@ -127,6 +132,7 @@ def assign(model: nn.Module, invariant: Make, rest: Make | None, names: Iterable
     optimizers = {"invariant": invariant([parameters[name] for name in converted])}
     if others and rest is not None:
         optimizers["rest"] = rest([parameters[name] for name in others])
+    check_apart(optimizers)
     finest = {name for group in found.groups for name in group}
     reasons = {name: "not among those to convert" if name in finest else found.explain(name) for name in others}
     return Conversion(optimizers, tuple(converted), reasons, max(found.eps.values(), default=0.0), _groups(found, converted))

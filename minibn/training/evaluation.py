@@ -1,10 +1,13 @@
 """A model on data outside training: its outputs, loss and accuracy, and BatchNorm's statistics."""
 
 from contextlib import contextmanager
+from threading import RLock
 
 from minibn import arguments, backend, data, kernels, nn
 from minibn.backend import Array, array_namespace
 from minibn.data.batching import check_finite
+
+_LOCK = RLock()
 
 
 def evaluate(model: nn.Module, x: Array, y: Array, *, loss: nn.Loss | None = None, batch_size: int = 256,
@@ -34,6 +37,9 @@ def evaluate(model: nn.Module, x: Array, y: Array, *, loss: nn.Loss | None = Non
 def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int | None = None) -> Array:
     """Outputs (N, …) of `model` in evaluation mode. Afterwards the model is in its earlier mode.
 
+    Several threads may call this, `evaluate` and `update_bn`; each waits for the one before it. They
+    may not while another thread trains the model.
+
     Each batch of x is moved to the model's device, and the outputs are moved to the device of x.
 
     Raises:
@@ -52,10 +58,11 @@ def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int |
 def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int | None = None) -> None:
     """Recompute the running statistics of every BatchNorm, as plain averages over the batches of x.
 
-    Like `torch.optim.swa_utils.update_bn`. The running averages of training lag behind the weights.
-    If the weights grow exponentially, as they do without weight decay, the averages belong to
-    smaller weights, and evaluation is no longer scale-invariant. With recomputed statistics it is,
-    so two equivalent runs agree in evaluation, too.
+    Like `torch.optim.swa_utils.update_bn`: it does not matter what they were, NaN included. The
+    running averages of training lag behind the weights. If the weights grow exponentially, as they
+    do without weight decay, the averages belong to smaller weights, and evaluation is no longer
+    scale-invariant. With recomputed statistics it is, so two equivalent runs agree in evaluation,
+    too.
 
     Args:
         model: an `nn.Module`.
@@ -71,17 +78,24 @@ def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int
     data.check_array("x", x)
     check_finite("x", x)  # or the statistics would never be finite again
     data.check_batch_size(batch_size)
-    norms = [module for _, module in model.named_modules() if isinstance(module, nn.BatchNorm)]
-    momenta, where = [norm.momentum for norm in norms], next(model.arrays(), None)
-    try:
-        with _mode(model, train=True), kernels.threads(threads):
+    norms, where = [module for _, module in model.named_modules() if isinstance(module, nn.BatchNorm)], next(model.arrays(), None)
+    with _mode(model, train=True), kernels.threads(threads):
+        before = [(norm.momentum, norm.running_mean, norm.running_var) for norm in norms]
+        try:
+            for norm in norms:  # or a NaN would stay: 0 times NaN is NaN
+                norm.running_mean, norm.running_var = (array_namespace(old).zeros_like(old)
+                                                       for old in (norm.running_mean, norm.running_var))
             for count, i in enumerate(range(0, max(x.shape[0] - batch_size, 0) + 1, batch_size), 1):
                 for norm in norms:
                     norm.momentum = 1 / count  # which makes the running average the mean of `count` batches
                 model(_part(x, i, batch_size, where))
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        except BaseException:
+            for norm, (_, mean, var) in zip(norms, before, strict=True):
+                norm.running_mean, norm.running_var = mean, var
+            raise
+        finally:
+            for norm, (momentum, *_) in zip(norms, before, strict=True):
+                norm.momentum = momentum
 
 
 def accuracy(outputs: Array, y: Array) -> Array:
@@ -103,11 +117,16 @@ def _part(x, start, size, where):
 
 @contextmanager
 def _mode(model, *, train):
-    """The whole model in training or evaluation mode; afterwards each module is in its earlier one."""
-    before = [(module, module.training) for _, module in model.named_modules()]
-    model.train(train)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
+    """The whole model in training or evaluation mode; afterwards each module is in its earlier one.
+
+    One thread after the other, since the mode belongs to the model, not to the thread. Two models
+    may share a module, so all wait for one lock.
+    """
+    with _LOCK:
+        before = [(module, module.training) for _, module in model.named_modules()]
+        model.train(train)
+        try:
+            yield
+        finally:
+            for module, mode in before:
+                module.training = mode

@@ -16,7 +16,7 @@ from minibn.progress import bar
 from minibn.training import checkpoint, fingerprint, interruption
 from minibn.training.evaluation import accuracy, evaluate
 from minibn.training.history import History
-from minibn.training.recorder import Recorder, measure, watch, weights
+from minibn.training.recorder import Recorder, measure, names_of, watch, weights
 from minibn.training.rescue import LastStep, rescued
 
 
@@ -116,8 +116,11 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
     watched = watch(model, optimizers, groups or {})
     run = {"settings": settings, "examples": x.shape[0], "shape": x.shape[1:], "dtype": backend.dtype_name(x),
            "data": None if path is None else fingerprint.of(x, y),
-           "batch_size": batch_size, "drop_last": drop_last, "augment": _name(augment), "loss": _name(type(loss)),
-           "validation": bool(validation), "measured": list(watched)}
+           "batch_size": batch_size, "drop_last": drop_last, "augment": fingerprint.of_function(augment),
+           "loss": fingerprint.of_function(type(loss)), "validation": bool(validation), "measured": list(watched),
+           "model": fingerprint.of_model(model), "parameters": names_of(watched, model),
+           "validation_shape": validation and validation[0].shape,
+           "validation_data": None if path is None or not validation else fingerprint.of(*validation)}
     pause = 0 if where is None or backend.is_on_host(where) else 0.1 if progress else 1.0
     history, saved = History(), None
 
@@ -178,11 +181,6 @@ def _check(loss, epochs, every, max_steps, augment, validation, **flags):
         if not isinstance(validation, (tuple, list)) or len(validation) != 2:
             raise TypeError("validation must be a pair (x, y)")
         data.check_examples(*validation)
-
-
-def _name(function):
-    """How a checkpoint calls a function or a class; None for None."""
-    return getattr(function, "__qualname__", type(function).__qualname__) if function is not None else None
 
 
 def _batches(x: Array, y: Array, first: int, last: int, per_epoch: int, rng: Generator,

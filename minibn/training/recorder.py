@@ -5,7 +5,6 @@ before it. So a step reads no numbers: its row keeps 0-d arrays, and many rows a
 transfer.
 """
 
-import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from minibn import backend, monitor, nn
 from minibn.backend import Array
 from minibn.optim import Optimizer
+from minibn.training.apart import check_apart
 from minibn.training.history import History
 
 
@@ -35,12 +35,19 @@ def watch(model: nn.Module, optimizers: Mapping[str, Optimizer], groups: Mapping
     """{name: Watched} for each optimiser, then for each of `groups`, {name: names of its parameters}.
 
     Raises:
-        ValueError: two optimisers have a parameter or a schedule in common; or a group has an
-            optimiser's name, no parameters or an unknown one, or it is not within one optimiser.
+        ValueError: two optimisers have a parameter or a schedule in common, or one has a parameter
+            that is not the model's; or a group has an optimiser's name, no parameters or an unknown
+            one, or it is not within one optimiser.
     """
     watched = {name: Watched(list(sgd.parameters), sgd) for name, sgd in optimizers.items()}
     parameters = dict(model.named_parameters())
-    _check_apart(optimizers)
+    check_apart(optimizers)
+    own = {id(parameter) for parameter in parameters.values()}
+    for name, optimizer in optimizers.items():
+        if foreign := [str(i) for i, parameter in enumerate(optimizer.parameters) if id(parameter) not in own]:
+            raise ValueError(f"the optimiser {name!r} would train what is no parameter of this model ({len(foreign)} of its "
+                             f"{len(optimizer.parameters)} parameters, the first is number {foreign[0]}), such as one of a copy "
+                             "or of an earlier model; make the optimisers from the parameters of the model that is trained")
     owner = {id(p): sgd for sgd in optimizers.values() for p in sgd.parameters}
     for name, members in groups.items():
         members = list(members)
@@ -51,23 +58,15 @@ def watch(model: nn.Module, optimizers: Mapping[str, Optimizer], groups: Mapping
         sgd = next(iter(owners.values()))
         if len(owners) > 1 or sgd is None:
             raise ValueError(f"group {name!r} of {members} is not trained by one optimiser; give one for each optimiser")
-        watched[name] = Watched([parameters[n] for n in members], sgd)
+        watched[name] = Watched([parameters[n] for n in parameters if n in members], sgd)
     return watched
 
 
-def _check_apart(optimizers):
-    """Raise ValueError if two optimisers would update one parameter, or draw their steps from one stream in turns."""
-    parameters: dict[int, str] = {}
-    streams: dict[int, str] = {}
-    for name, optimizer in optimizers.items():
-        for i, parameter in enumerate(optimizer.parameters):
-            if (other := parameters.setdefault(id(parameter), name)) != name:
-                raise ValueError(f"parameter {i} of the optimiser {name!r} is one of {other!r}, too, and would be updated twice "
-                                 "per step; give each parameter to one optimiser")
-        endless = isinstance(optimizer.schedule, itertools.repeat)  # it gives every optimiser the same step
-        if not endless and (other := streams.setdefault(id(optimizer.schedule), name)) != name:
-            raise ValueError(f"the optimisers {other!r} and {name!r} have one schedule, of which each would get every second "
-                             "step; make one for each")
+def names_of(watched: Mapping[str, Watched], model: nn.Module) -> dict[str, dict[str, str]]:
+    """{name: {"0": name of its first parameter, …}} and its optimiser's class, for the checkpoint."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: {"optimizer": type(optimizer).__name__, **{str(i): names[id(p)] for i, p in enumerate(parameters)}}
+            for name, (parameters, optimizer) in watched.items()}
 
 
 def weights(watched: Mapping[str, Watched]) -> dict[str, list[Array]]:
