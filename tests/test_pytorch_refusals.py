@@ -37,6 +37,8 @@ def test_what_is_refused():
         remove_weight_decay(optimizer, convs, band=0.5)
     with pytest.raises(ValueError, match="weight_decay"):
         add_weight_decay(optimizer, -1.0, convs)
+    with pytest.raises(ValueError, match="the list of optimizers is empty"):
+        remove_weight_decay([], convs)
     with pytest.raises(ValueError, match="mixed must be one of"):
         remove_weight_decay(optimizer, convs, mixed="ignore")
     with pytest.warns(UserWarning, match="its running averages are not carried along") as noted:
