@@ -13,7 +13,7 @@ import numpy as np
 from minibn import backend, data, equivalence, jsonable, models, nn, optimizer_numbers, schedules
 from minibn.data import Split
 from minibn.equivalence.methods import METHODS
-from minibn.fields import NOT_ZERO, checked, flag
+from minibn.fields import check_effects, checked, flag
 from minibn.invariance import symmetries
 from minibn.optim import AdamStep, LionStep, MuonStep, Optimizer, Step, StepNumbers
 from minibn.optimizer_numbers import NUMBERS
@@ -58,13 +58,11 @@ class Experiment:
 
     lr, momentum, beta1, beta2, adam_eps and weight_decay are the numbers of the optimiser's steps.
     A number that is not given gets the optimiser's default. A number that the optimiser does not
-    have stays None.
+    have stays None. NumPy's numbers become Python's, and a path becomes a string.
 
     Figure 2 of the paper compares schedule="step" with `Experiment(data="cifar10", path=…,
     depth=32, affine=False, fixed=True, schedule="texp", epochs=160, milestones=(80, 120),
     batch=128, weight_decay=5e-4, dtype="float32")`.
-
-    NumPy's numbers become Python's, and a path becomes a string.
 
     Raises:
         TypeError, ValueError: a field is of another type, out of range, or without effect. The
@@ -90,7 +88,7 @@ class Experiment:
     factor: float = flag(0.1, "by which lr drops", low=0, when={"schedule": DROPS})
     warmup: float = flag(0.0, "epochs of linear warm-up", low=0)
     optimizer: str = flag("sgd", "of the scale-invariant weights, and of the others too if it can train these", METHODS)
-    nesterov: bool = flag(False, "Nesterov momentum instead of heavy-ball", when={"optimizer": ("sgd",), "momentum": NOT_ZERO})
+    nesterov: bool = flag(False, "Nesterov momentum instead of heavy-ball", when={"optimizer": ("sgd",)})
     epochs: int = flag(24, "passes through the training images", low=1)
     batch: int = flag(64, "images per step", low=2)
     lr: float = _number("lr")
@@ -100,8 +98,7 @@ class Experiment:
     adam_eps: float | None = _number("eps")
     weight_decay: float = _number("weight_decay")
     rest_lr: float | None = flag(None, f"highest learning rate of the others, which AdamW trains; default: "
-                                  f"{DEFAULTS['adamw'].lr:g}", kind=float, low=0,
-                                  when={"optimizer": ("muon",), "fixed": (False,)})
+                                  f"{DEFAULTS['adamw'].lr:g}", kind=float, low=0, when={"optimizer": ("muon",)})
     seed: int = flag(0, "of the weights, the shuffling and the augmentation", low=0)
     dtype: str = flag("float32", "of all numbers", ["float32", "float64"])
     backend: str = flag("numpy", "array library; cupy and torch run on a GPU, torch without one on the CPU", backend.LIBRARIES)
@@ -110,16 +107,18 @@ class Experiment:
         for f in fields(self):
             object.__setattr__(self, f.name, checked(f, jsonable.plain(getattr(self, f.name), f.name)))
         step = self._step()
+        check_effects(self)
+        if self.rest_lr is not None and self.fixed:
+            raise ValueError(f"rest_lr={self.rest_lr} has no effect with fixed=True, which trains no other weights")
+        if self.nesterov and not step.momentum:
+            raise ValueError("nesterov=True has no effect with momentum=0.0; give a momentum above 0")
         for name in METHODS[self.optimizer].numbers:
             object.__setattr__(self, FIELDS[name], getattr(step, name))
-        if METHODS[self.optimizer].others and self.rest_lr is None:
+        if METHODS[self.optimizer].others and not self.fixed and self.rest_lr is None:
             object.__setattr__(self, "rest_lr", DEFAULTS["adamw"].lr)
-        elif self.rest_lr is not None and not METHODS[self.optimizer].others:
-            raise ValueError(f"rest_lr={self.rest_lr} has no effect with optimizer={self.optimizer!r}; it is for muon")
-        if self.optimizer != "sgd" and (self.nesterov or SCHEDULES[self.schedule][1]):
-            what = "nesterov" if self.nesterov else f"schedule={self.schedule!r}"
-            raise ValueError(f"{what} is for optimizer='sgd', not for {self.optimizer!r}; give schedule 'constant', 'step' or "
-                             "'cosine', with convert for the form without weight decay")
+        if self.optimizer != "sgd" and SCHEDULES[self.schedule][1]:
+            raise ValueError(f"schedule={self.schedule!r} is for optimizer='sgd', not for {self.optimizer!r}; give schedule "
+                             "'constant', 'step' or 'cosine', with convert for the form without weight decay")
         if (self.data == "digits") != (self.path is None):
             raise ValueError(f"data={self.data!r} {'needs' if self.path is None else 'takes no'} path")
         if SCHEDULES[self.schedule][1] and (self.convert or self.warmup or self.nesterov):
@@ -175,8 +174,8 @@ class Experiment:
         """The schedule of the parameters that are not scale-invariant: the usual one, or that of AdamW beside Muon."""
         if METHODS[self.optimizer].others is None:
             return self.usual()
-        assert self.rest_lr is not None
-        return self._scheduled(AdamStep(self.rest_lr, weight_decay=self.weight_decay))
+        lr = DEFAULTS["adamw"].lr if self.rest_lr is None else self.rest_lr
+        return self._scheduled(AdamStep(lr, weight_decay=self.weight_decay))
 
     def _scheduled(self, step):
         """`step` with the learning rates of the schedule."""

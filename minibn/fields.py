@@ -3,18 +3,8 @@
 import math
 import sys
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import Field, field
+from dataclasses import Field, field, fields
 from typing import Any
-
-
-class _NotZero:
-    """Every number but 0. None, which stands for a default, is one too."""
-
-    def __contains__(self, value):
-        return value != 0
-
-
-NOT_ZERO: Container = _NotZero()
 
 
 def flag(default: Any, text: str, choices: Iterable[str] | None = None, *, kind: type | None = None, low: float | None = None,
@@ -56,6 +46,16 @@ def checked(f: Field, value: Any) -> Any:
     if choices and value not in choices:
         raise ValueError(f"{f.name} must be one of {list(choices)}, got {value!r}")
     return value
+
+
+def check_effects(made: Any) -> None:
+    """Raise ValueError if a field of a dataclass is not its default, and another one makes it have no effect, as `when` says."""
+    for f in fields(made):
+        if (value := getattr(made, f.name)) != f.default:
+            for other, acts in f.metadata["when"].items():
+                if getattr(made, other) not in acts:
+                    raise ValueError(f"{f.name}={value!r} has no effect with {other}={getattr(made, other)!r}; it is for "
+                                     f"{', '.join(acts)}")
 
 
 def _finite(value):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from minibn import __version__, tables
-from minibn.fields import NOT_ZERO
 
 
 class _Any:
@@ -24,10 +23,18 @@ class _Any:
         return value is not None
 
 
+class _NotZero:
+    """Every number but 0. None, which stands for a default, is one too."""
+
+    def __contains__(self, value):
+        return value != 0
+
+
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 OBJECT = re.compile(r"(\b[A-Z]\w*\([^()]*\))")
 GIVEN: Container = _Any()
 NOT_GIVEN: Container = (None,)
+NOT_ZERO: Container = _NotZero()
 
 
 class _Once(argparse.Action):
@@ -145,9 +152,7 @@ class Parser(argparse.ArgumentParser):
             return f"give {name} too, or leave it out"
         if acts is NOT_ZERO:
             return f"give a {name} above 0, or leave it out"
-        if acts in (NOT_GIVEN, (False,)):
-            return "leave one of them out"
-        return f"it is for {f'{name} '.lstrip()}{', '.join(map(str, acts))}"
+        return "leave one of them out" if acts is NOT_GIVEN else f"it is for {f'{name} '.lstrip()}{', '.join(map(str, acts))}"
 
 
 def number(kind: type, low: float, high: float = math.inf, *, below: float = math.inf) -> Callable[[str], Any]:

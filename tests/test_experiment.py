@@ -25,6 +25,8 @@ TINY = {"width": 4, "epochs": 2, "batch": 256}  # 10 steps
                                      {"schedule": "constant", "optimizer": "muon", "fixed": True, "weight_decay": 5}])
 def test_converted_and_usual_are_one_run(options):
     options = {**TINY, "dtype": "float64", **options}
+    if options.get("model") in ("mlp", "vgg"):
+        del options["width"]
     one = experiment.run(Experiment(**options), progress=False)
     other = experiment.run(Experiment(**options, convert=True), progress=False)
     assert len(one.history) == 10
@@ -98,7 +100,8 @@ def test_instant_drops_are_longer_weights(momentum):
 @pytest.mark.parametrize("fixed", [True, False])
 def test_the_optimisers_hold_hidden_weights_and_the_rest(model, norm, fixed):
     """The hidden weights have 2 dimensions or more, and so has the last layer's, "head.weight", which is not among them."""
-    one = Experiment(model=model, norm=norm, fixed=fixed, schedule="constant", convert=True, width=8)
+    one = Experiment(model=model, norm=norm, fixed=fixed, schedule="constant", convert=True,
+                     **({"width": 8} if "res" in model else {}))
     net = one.network()
     named = {id(p): name for name, p in net.named_parameters()}
     groups = {group: [named[id(p)] for p in sgd.parameters] for group, sgd in one.optimizers(net).items()}
@@ -149,11 +152,35 @@ def test_the_converted_schedule_is_that_of_the_stock_optimiser():
     ({"beta2": 0.9}, "beta2=0.9 has no effect with optimizer='sgd'; it is for adamw, lion"),
     ({"optimizer": "adamw", "rest_lr": 0.1}, "rest_lr=0.1 has no effect with optimizer='adamw'; it is for muon"),
     ({"optimizer": "adamw", "schedule": "texp"}, "schedule='texp' is for optimizer='sgd', not for 'adamw'; give schedule"),
-    ({"optimizer": "muon", "nesterov": True}, "nesterov is for optimizer='sgd', not for 'muon'"),
+    ({"optimizer": "muon", "nesterov": True}, "nesterov=True has no effect with optimizer='muon'; it is for sgd"),
     ({"optimizer": "adamw", "beta1": 1.0}, "beta1 must be a number of at least 0 and below 1, got 1.0")])
 def test_what_an_optimiser_does_not_have_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Experiment(**options)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"model": "mlp", "depth": 14}, "depth=14 has no effect with model='mlp'; it is for resnet, preresnet"),
+    ({"model": "vgg", "width": 64}, "width=64 has no effect with model='vgg'; it is for resnet, preresnet"),
+    ({"augment": False}, "augment=False has no effect with data='digits'; it is for cifar10"),
+    ({"checksum": False}, "checksum=False has no effect with data='digits'; it is for cifar10, fashion-mnist"),
+    ({"schedule": "constant", "factor": 0.5}, "factor=0.5 has no effect with schedule='constant'; it is for step, texp"),
+    ({"schedule": "cosine", "milestones": (2, 3)}, r"milestones=\(2.0, 3.0\) has no effect with schedule='cosine'; it is"),
+    ({"schedule": "exponential", "milestones": (2,)}, "milestones=.* has no effect with schedule='exponential'"),
+    ({"optimizer": "muon", "fixed": True, "rest_lr": 0.1}, "rest_lr=0.1 has no effect with fixed=True, which trains no"),
+    ({"nesterov": True, "momentum": 0.0}, "nesterov=True has no effect with momentum=0.0; give a momentum above 0")])
+def test_a_field_without_effect_is_refused(options, message):
+    """Or a sweep over it would train one network several times."""
+    with pytest.raises(ValueError, match=message):
+        Experiment(**options)
+
+
+@pytest.mark.parametrize("optimizer", experiment.METHODS)
+@pytest.mark.parametrize("fixed", [True, False])
+def test_every_experiment_can_be_made_from_its_own_fields(optimizer, fixed):
+    """As a sweep does, which records all of them."""
+    one = Experiment(optimizer=optimizer, fixed=fixed, schedule="cosine", model="mlp")
+    assert Experiment(**dataclasses.asdict(one)) == one
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])

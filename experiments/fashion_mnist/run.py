@@ -88,6 +88,8 @@ def train(configuration: Mapping[str, Any], path: str, output: str, checksum: bo
     """
     fields = dict(configuration)
     name, disturbed = fields.pop("run"), fields.pop("disturbed", False)
+    if fields["schedule"] not in experiment.DROPS:
+        fields["milestones"] = None
     one = (Disturbed if disturbed else Experiment)(path=path, checksum=checksum, **fields)
     base = Path(output) / f"{name}-{one.seed}"
     saved = base.with_name(base.name + ".npz")

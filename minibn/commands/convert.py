@@ -11,8 +11,7 @@ from typing import Any
 from minibn import export, files, optimizer_numbers, schedules, tables
 from minibn.commands.common import step_flags
 from minibn.equivalence.methods import METHODS
-from minibn.fields import NOT_ZERO
-from minibn.flags import NOT_GIVEN, Parser, number, place
+from minibn.flags import NOT_GIVEN, NOT_ZERO, Parser, number, place
 from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
 
 DEFAULTS: dict[str, StepNumbers]
@@ -110,7 +109,7 @@ def flags() -> Parser:
                 when={**made, "schedule": ("exponential",)})
     parser.flag("--warmup", "steps of linear warm-up", kind=number(int, 0), default=0, when=made)
     parser.flag("--nesterov", "Nesterov's momentum", yes=True, when={**sgd, "momentum": NOT_ZERO})
-    parser.flag("--decoupled", "decoupled weight decay (SGDW)", yes=True, when=sgd)
+    parser.flag("--decoupled", "decoupled weight decay (SGDW)", yes=True, when={**sgd, "weight_decay": NOT_ZERO})
     parser.flag("--read", "take the steps from this CSV file (-: standard input) instead", metavar="FILE")
     parser.flag("--output", "write to this file, and print a summary", kind=place("leave it out to print"), metavar="FILE")
     parser.flag("--to-weight-decay", "give the result this weight decay instead of none", kind=number(float, 0))
