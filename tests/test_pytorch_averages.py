@@ -1,5 +1,6 @@
 """Running averages, as those of BatchNorm, are carried along with converted weights, so that evaluation is right."""
 
+import random
 
 import pytest
 
@@ -262,3 +263,24 @@ def test_a_loss_that_brings_back_training_mode_says_nothing_of_evaluation():
     model = nn.Sequential(n.conv(3, 4), Attributes(4), nn.ReLU(), *n.head(4)).double()
     found = report(model, lambda m: F.cross_entropy(m.train()(images(0)[0]), images(0)[1]))
     assert found.carried.evaluation is None
+
+
+class SometimesResidual(nn.Module):
+    """Stochastic depth: a branch that is left out of some forward passes in training, its BatchNorm as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Sequential(n.conv(4, 4), n.bn(4))
+        self.register_buffer("strength", torch.ones(1))  # which no forward pass changes
+
+    def forward(self, x):
+        return x + self.strength * self.branch(x) if not self.training or random.random() < 0.3 else x
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_evaluation_is_right_with_branches_that_are_left_out_at_random(blocks):
+    def make():
+        random.seed(0)
+        return nn.Sequential(n.conv(3, 4), n.bn(4), nn.ReLU(), *[SometimesResidual() for _ in range(blocks)], n.bn(4), *n.head(4))
+
+    assert_evaluations_agree(make)

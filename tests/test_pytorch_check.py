@@ -41,6 +41,49 @@ def test_check_shows_a_conversion_that_is_wrong():
     assert result.gap > 1e3 * result.control
 
 
+def test_check_of_a_model_in_evaluation_mode_that_has_a_frozen_layer():
+    script = Script(remove).train(20)
+    script.model.eval()[0].requires_grad_(False)
+
+    def loss_fn(model):
+        assert not model[0].weight.requires_grad
+        return F.cross_entropy(model(X[:16]), Y[:16])
+
+    assert max(script.handle.check(loss_fn, steps=10)[:3]) < 1e-11
+
+
+class WithAnAttribute(torch.optim.Optimizer):
+    """Its β is an attribute, which torch's own deepcopy leaves out."""
+
+    def __init__(self, parameters, lr, weight_decay):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        self.beta = 0.5
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in [p for p in group["params"] if p.grad is not None]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - self.beta)
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * m.sign())
+
+
+def test_check_of_an_optimizer_with_attributes():
+    script = Script()
+    optimizer = WithAnAttribute(script.model.parameters(), 0.01, 0.5)
+    result = remove(script.model, optimizer).check(lambda m: F.cross_entropy(m(X[:16]), Y[:16]), steps=10)
+    assert max(result[:3]) < 1e-11
+
+
+def test_check_refuses_other_arguments():
+    handle = Script(remove).handle
+    with pytest.raises(ValueError, match="handle.check: steps must be a whole number of at least 1, got 0"):
+        handle.check(lambda m: F.cross_entropy(m(X[:16]), Y[:16]), steps=0)
+    with pytest.raises(TypeError, match="must return the loss, a tensor of one number, got float"):
+        handle.check(lambda m: F.cross_entropy(m(X[:16]), Y[:16]).item())
+    with pytest.raises(TypeError, match="a parameter or a param group of the optimizer, got '0.weight'"):
+        handle.ratio("0.weight")
+
+
 # ---- biases that a norm cancels ----
 
 

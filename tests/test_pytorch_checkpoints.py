@@ -9,6 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
 from scripts import STEPS, Script, loss_of, remove, warmup_cosine  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 from minibn.pytorch import add_weight_decay, remove_weight_decay, report  # noqa: E402
 
@@ -84,6 +86,45 @@ def test_loading_an_earlier_state_in_the_middle_of_training():
     script.losses = losses[:30]
     assert script.train(STEPS - 30).losses[30:] == whole
     assert script.group["minibn"]["steps"] == [STEPS] * 3
+
+
+@pytest.mark.parametrize("order", [("model", "optimizer"), ("optimizer", "model")])
+def test_loading_an_earlier_state_of_a_model_with_biases_before_its_norm(order):
+    """In held form such a bias does not move at all, since it has no effect and no decay."""
+    def train(convert):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, 1e-30), nn.ReLU(), nn.Linear(8, 3)).double()
+        x, y = torch.randn(16, 6, dtype=torch.float64), torch.randint(3, (16,))
+        optimizer, losses = torch.optim.SGD(model.parameters(), 0.1, momentum=0.5, weight_decay=0.1), []
+        if convert:
+            remove_weight_decay(optimizer, report(model, lambda m: F.cross_entropy(m(x), y)))
+        parts = {"model": model, "optimizer": optimizer}
+        for t in range(30):
+            if t == 10:
+                states = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+            if t == 20:
+                for name in order:
+                    parts[name].load_state_dict(states[name])
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    np.testing.assert_allclose(train(True), train(False), rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_checkpoint_that_is_saved_after_the_param_groups_were_put_back(kind):
+    """As after a search for the best learning rate. The groups that are put back have P of long ago."""
+    usual, converted = Script(scheduler=warmup_cosine, kind=kind).train(5), Script(remove, warmup_cosine, kind=kind).train(5)
+    for script in usual, converted:
+        numbers = {key: value for key, value in script.group.items() if key != "params"}
+        script.train(25)
+        script.group.update(numbers)
+    resumed = go_on(saved(converted), Script(remove, warmup_cosine, kind=kind))
+    np.testing.assert_allclose(resumed, usual.train(STEPS - 30).losses[30:], rtol=0, atol=1e-10)
 
 
 def test_loading_a_state_from_before_the_conversion_in_the_middle_of_training():

@@ -12,7 +12,6 @@ from minibn.pytorch import remove_weight_decay, report  # noqa: E402
 from minibn.pytorch.l2 import L2  # noqa: E402
 from minibn.pytorch.recognise import rule_of  # noqa: E402
 from minibn.pytorch.rules import Decoupled, Relative  # noqa: E402
-from minibn.pytorch.selftest import measured_rule  # noqa: E402
 
 
 class Own(optim.Optimizer):
@@ -206,28 +205,6 @@ def test_members_of_a_set_that_do_not_step_are_moved_along(make):
     assert converted == pytest.approx(usual, rel=1e-9)
     for one, other in zip(weights, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)
-
-
-@pytest.mark.parametrize("make", [optim.AdamW, lambda w: optim.AdamW(w, lr=1e-6), lambda w: optim.SGD(w, lr=0.1)])
-def test_the_measurement_agrees_with_what_is_known(make):
-    assert type(measured_rule(make(weights()), "removed", 0.0)) is Decoupled
-
-
-@pytest.mark.parametrize("make", [optim.Adam, optim.RMSprop, lambda w: optim.SGD(w, lr=0.1, momentum=0.9)])
-def test_the_measurement_tells_coupled_decay(make):
-    with pytest.raises(TypeError, match="cannot be removed: on a copy"):
-        measured_rule(make(weights()), "removed", 0.0)
-
-
-def test_the_measurement_leaves_the_optimizer_as_it_is():
-    (w,) = weights()
-    optimizer = Lion([w])
-    w.grad, before, seed = torch.ones_like(w), w.detach().clone(), torch.get_rng_state()
-    rule_of(optimizer, "removed")
-    assert torch.equal(w, before)
-    assert torch.equal(seed, torch.get_rng_state())
-    assert not optimizer.state
-    assert optimizer.param_groups[0]["k"] == 0
 
 
 def test_decay_that_the_user_gives():

@@ -37,6 +37,8 @@ def test_what_is_refused():
         remove_weight_decay(optimizer, convs, band=0.5)
     with pytest.raises(ValueError, match="weight_decay"):
         add_weight_decay(optimizer, -1.0, convs)
+    with pytest.raises(ValueError, match="the list of optimizers is empty"):
+        remove_weight_decay([], convs)
     with pytest.raises(ValueError, match="mixed must be one of"):
         remove_weight_decay(optimizer, convs, mixed="ignore")
     with pytest.warns(UserWarning, match="its running averages are not carried along") as noted:
@@ -156,9 +158,10 @@ def test_another_loss_than_that_of_the_report_is_noticed_by_its_first_gradient(s
     script.train(1, step=step)
 
 
-def test_a_small_part_along_the_weights_is_a_warning():
+@pytest.mark.parametrize("strength", [1e-2, 1e-4])
+def test_a_small_part_along_the_weights_is_a_warning(strength):
     def step(script, forward):
-        return script.step(lambda: forward() + 1e-2 * penalty(script.model))
+        return script.step(lambda: forward() + strength * penalty(script.model))
 
     script = Script(remove)
     with pytest.warns(UserWarning, match="less orthogonal to these weights than in the report"):

@@ -277,3 +277,23 @@ def test_a_constant_that_is_normalised_by_running_averages_keeps_its_value(norm)
     with Exact(tiny=True):
         y = norm(x, *averages)
     torch.testing.assert_close(y, norm(x, *averages), rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_whose_trained_parameters_are_all_scale_invariant_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 8, bias=False), nn.BatchNorm1d(8, 1e-30, affine=False), nn.Linear(8, 10))
+    model[2].requires_grad_(False)
+    assert report(model, lambda m: F.cross_entropy(m(X[:16].flatten(1)), Y[:16])).groups == [("0.weight",)]
+
+
+def test_a_loss_function_that_has_taken_the_backward_pass_and_lazy_layers_are_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def backward(model):
+        (loss := F.cross_entropy(model(X[:16]), Y[:16])).backward()
+        return loss
+
+    with pytest.raises(ValueError, match="leave its backward pass to report"):
+        report(model, backward)
+    with pytest.raises(ValueError, match="lazy layers, .* run it once"):
+        report(nn.Sequential(nn.LazyLinear(10)), backward)

@@ -201,7 +201,7 @@ def test_optimizers_that_share_a_set_step_in_turn():
     optimizers[0].step()
     with pytest.raises(RuntimeError, match="do not take turns"):
         optimizers[0].step()
-    with pytest.raises(RuntimeError, match="only some of their optimizers have taken a step"):
+    with pytest.raises(RuntimeError, match="only some of their optimizers have stepped"):
         model(tokens(1)).backward()
     optimizers[1].step()
     model(tokens(1)).backward()

@@ -212,7 +212,7 @@ class Averages:
     """
 
     def __init__(self, model: torch.nn.Module, degrees: Degrees) -> None:
-        self.model = model
+        self.model, self.degrees = model, degrees
         self.entries = {name: [(i, _plain(k)) for i, k in parts] for name, parts in degrees.items()}
         self._norms = {_layer(name) for name in degrees}
         self._batches: dict[str, int] = {}  # {module: how many batches its averages are of}

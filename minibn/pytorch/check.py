@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import torch
 
+from minibn import arguments
+from minibn.pytorch.averages import Averages
 from minibn.pytorch.conversion import Conversion
 from minibn.pytorch.parts import Part, Set
+from minibn.pytorch.selftest import clone_of
 
 
 class Check(NamedTuple):
@@ -43,7 +46,13 @@ def check(handle: Conversion, loss_fn: Callable[[torch.nn.Module], torch.Tensor]
             All three runs call it with the same random seeds, so let it draw its batch from torch's
             generator.
         steps: number of steps, at the present lr and weight decay.
+
+    Raises:
+        ValueError: the conversion was made without a report, steps is below 1, or the model or the
+            optimizer cannot be copied.
+        TypeError: the loss is no tensor.
     """
+    steps = arguments.whole("handle.check: steps", steps, 1)
     if handle.found is None:
         raise ValueError("handle.check needs the model: convert with report(model, loss_fn), not with parameters")
     runs = {name: _losses(handle, loss_fn, steps, name) for name in ("original", "converted", "control")}
@@ -69,6 +78,8 @@ def _losses(handle, loss_fn, steps, form):
                 for optimizer in optimizers:
                     optimizer.zero_grad()
                 loss = loss_fn(model)
+                if not isinstance(loss, torch.Tensor):
+                    raise TypeError(f"loss_fn(model) must return the loss, a tensor of one number, got {type(loss).__name__}")
                 loss.backward()
                 return loss
 
@@ -82,8 +93,9 @@ def _copies(handle):
     """(model, optimizers, Conversion) as they are now, on new tensors."""
     memo: dict = {}
     model = copy.deepcopy(handle.found.model, memo)
-    optimizers = copy.deepcopy(handle.optimizers, memo)
-    other = dict(zip(handle.optimizers, optimizers, strict=True))
+    for p in handle.parameters:
+        memo[id(p)].requires_grad_(True)  # one that is frozen now has no gradient either
+    other = {old: _copied(old, memo) for old in handle.optimizers}
     sets = [Set(s.name, [Part(other[part.optimizer], part.index, part.places,
                               [other[part.optimizer].param_groups[part.index]["params"][i] for i in part.places])
                          for part in s.parts], {memo[id(p)] for p in s.free}) for s in handle.sets]
@@ -91,7 +103,18 @@ def _copies(handle):
     for old, new in other.items():
         rules[new] = copy.copy(handle.rules[old])
         rules[new].optimizer = new
-    return model, optimizers, Conversion(rules, sets, handle.form, handle.band, handle.moving, None, None)
+    averages = handle.averages and Averages(model, handle.averages.degrees)
+    twin = Conversion(rules, sets, handle.form, handle.band, handle.moving, averages)
+    for p in handle.parameters:
+        memo[id(p)].requires_grad_(p.requires_grad)
+    return model, list(other.values()), twin
+
+
+def _copied(optimizer, memo):
+    """`optimizer` on the tensors in `memo`. (Torch's own deepcopy leaves out the attributes of a class of the script's own.)"""
+    new = clone_of(optimizer, copy.deepcopy(optimizer.param_groups, memo))
+    new.state = copy.deepcopy(optimizer.state, memo)
+    return new
 
 
 @torch.no_grad()

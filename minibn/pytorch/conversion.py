@@ -55,7 +55,7 @@ class Conversion:
         self._orders = {optimizer: order.Innermost(optimizer, self._before, self._after) for optimizer in self.optimizers}
         for optimizer in self.optimizers:
             self._hooks += [*self._orders[optimizer].hooks,
-                            optimizer.register_state_dict_pre_hook(lambda _: self._undo_broken_step()),
+                            optimizer.register_state_dict_pre_hook(self._saving),
                             optimizer.register_load_state_dict_pre_hook(self._loading),
                             optimizer.register_load_state_dict_post_hook(self._loaded)]
             vars(optimizer)["_minibn"] = self  # not copied or pickled with the optimizer, as its hooks are not
@@ -79,7 +79,13 @@ class Conversion:
         return {s.name: s.parts[0].frame.scale for s in self.sets}
 
     def frame(self, which: torch.Tensor | Group) -> Frame:
-        """The change of variables at present: of a parameter, or of a param group's converted parameters, if they agree."""
+        """The change of variables at present: of a parameter, or of a param group's converted parameters.
+
+        Raises:
+            ValueError: those of this param group have different ones; ask for one parameter's.
+        """
+        if not isinstance(which, torch.Tensor | dict):
+            raise TypeError(f"give a parameter or a param group of the optimizer, got {which!r} of type {type(which).__name__}")
         chosen = {which} if isinstance(which, torch.Tensor) else set(self.members(which))
         frames = {part.frame for s in self.sets for part in s.parts if chosen & set(part.members)}
         if len(frames) != 1:
@@ -91,11 +97,7 @@ class Conversion:
         return [p for p in group["params"] if p in self.parameters]
 
     def ratio(self, which: torch.Tensor | Group) -> float:
-        """How many times as large the script's own weights would be: of a parameter, or of a param group's converted parameters.
-
-        Raises:
-            ValueError: the converted parameters of this param group have different ones; ask for one parameter's.
-        """
+        """How many times as large the script's own weights would be: of a parameter or param group, as for `frame`."""
         return self._ratio(self.frame(which))
 
     def _read(self) -> None:
@@ -105,6 +107,11 @@ class Conversion:
 
     def _ratio(self, frame):
         return frame.scale if self.form == "removed" else 1 / frame.scale
+
+    def _saving(self, _):
+        self._undo_broken_step()
+        if not self.inside:  # again, since a script may put the numbers of its param groups back
+            records.write(self.sets, self.form)
 
     def _loading(self, _, state):
         if self.inside and any(records.KEY in group for group in state["param_groups"]):
@@ -116,10 +123,11 @@ class Conversion:
         self._read()
         if self.averages:
             self.averages.forget()
-        self.weights.forget(p for s in self.sets if s.ratio != before[s] for p in s.members)
+        self.weights.forget(p for s in self.sets if s.ratio != before[s] for p in s.members if p not in s.free)
 
     # ---- a step ----
 
+    @torch._disable_dynamo
     def _divided(self, s, p, gradient):
         """The hook: from the gradient at the held weights to the script's own."""
         for each in self._orders.values():
@@ -129,8 +137,7 @@ class Conversion:
             return gradient
         if s.half_stepped:
             raise RuntimeError(f"the weights {s.title} are scale-invariant only together, but only some of their optimizers "
-                               "have taken a step. Call .step() of all of them after each backward pass (did GradScaler "
-                               "skip one?)")
+                               "have stepped. Call .step() of all after each backward pass (did GradScaler skip one?)")
         if self.weights.was_written(p):
             self.weights.check([p])
         self._gradients.fired(p)

@@ -27,9 +27,9 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
 
     Call it once, after the optimizer was made, or in the middle of training. Below, the *script's*
     weights are those of the run with weight decay, and the *held* weights are those that the model
-    holds from now on. The held weights are 1/P times as large as the script's. The network computes
-    the same function, exactly if the eps of its normalisations is negligible, such as 1e-30 (see
-    `report`).
+    holds from now on. The held weights are 1/P times as large as the script's. The loss is the same,
+    exactly if the eps of the normalisations is negligible, such as 1e-30 (see `report`). So is what
+    the network computes, unless the loss itself normalises its output.
 
     `p.grad` stays the script's own gradient, up to rounding. So clipping, accumulation,
     `torch.amp.GradScaler`, closures, DDP, any scheduler and logs of gradients need no change.
@@ -47,9 +47,9 @@ def remove_weight_decay(optimizer: Optimizer | Sequence[Optimizer], found: Repor
     such a checkpoint, before or after `optimizer.load_state_dict`. Call `handle.remove()` before
     saving to get an ordinary checkpoint. A checkpoint from before the conversion may be loaded as
     well. To set weights, momentum or running averages by hand, do so inside `with
-    handle.original():`; elsewhere it is noticed and refused, as are another optimizer for the same
-    weights, and param groups that are rearranged. What reads the sizes of weights by hand must do so
-    inside as well, since nothing can notice that.
+    handle.original():`; elsewhere weights and momentum that were set are noticed and refused, as are
+    another optimizer for the same weights, and param groups that are rearranged. What reads the sizes
+    of weights by hand must do so inside as well, since nothing can notice that.
 
     Args:
         optimizer: a torch optimizer, or several in a list if weights that are scale-invariant
@@ -134,6 +134,8 @@ def effective_lr(optimizer: Optimizer, groups: Iterable | None = None, *, power:
 
 def _convert(optimizer, found, form, weight_decay, mixed, decay, averages, band):
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) or not isinstance(optimizer, Sequence) else list(optimizer)
+    if not optimizers:
+        raise ValueError("the list of optimizers is empty: give the optimizer, or all of them")
     rules = {o: rule_of(o, form, weight_decay, decay) for o in optimizers}
     if any(vars(o).get("_minibn") for o in optimizers):
         raise ValueError("this optimizer is converted already; call .remove() of its handle first, or give all "

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from minibn.pytorch.exact import WIDER, Exact, widened
 
 NEXT_TO_NOTHING = 1e-3  # a root mean square of weights
+DRAWS = 24  # so many are tried until every buffer of floating-point numbers changes
 
 
 class Loss:
@@ -29,6 +30,7 @@ class Loss:
         parameters: {name: the copy's parameter} of those that require gradients.
         tiny: whether eps is taken out.
         averages: names of the buffers that are looked at in `running`.
+        seed: of the random numbers that it draws.
     """
 
     def __init__(self, model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Tensor]) -> None:
@@ -50,6 +52,7 @@ class Loss:
         self.eps, self.share = dict[float, None](), 0.0
         self._buffers = {name: b.clone() for name, b in self.model.named_buffers()}
         self.averages: list[str] = []
+        self.seed = 0
         self._floor = torch.finfo(next(iter(model.parameters())).dtype).eps  # RMSNorm's eps, if it is None
 
     @torch.no_grad()
@@ -82,14 +85,14 @@ class Loss:
         for name, factor in factors.items():
             self.parameters[name].mul_(factor)
 
-    def value(self, seed: int = 0) -> torch.Tensor:
-        """The loss; random numbers that it draws (dropout) depend on `seed` alone.
+    def value(self, seed: int | None = None) -> torch.Tensor:
+        """The loss; random numbers that it draws (dropout) depend on `seed` alone, or on `self.seed`.
 
         It is computed with gradients enabled, since a loss may need some of its own (a gradient
         penalty).
         """
         exact = Exact(self.tiny, self._floor)
-        with self._drawing(seed), torch.enable_grad(), _without_reentrant_checkpoints(), exact:
+        with self._drawing(self.seed if seed is None else seed), torch.enable_grad(), _without_reentrant_checkpoints(), exact:
             for name, b in self.model.named_buffers():
                 if name not in self._buffers or b.shape != self._buffers[name].shape:
                     raise ValueError(f"the buffer {name} was made, or changed its shape, in a forward pass: run the model once "
@@ -100,21 +103,37 @@ class Loss:
         self.share = max(self.share, exact.share)
         return _checked(loss)
 
-    def gradients(self, names: Iterable[str], seed: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
+    def gradients(self, names: Iterable[str], seed: int | None = None) -> tuple[float, dict[str, torch.Tensor]]:
         """(loss, {name: gradient}) of those of `names` that the loss depends on."""
         wanted = [(name, self.parameters[name]) for name in names]
         for _, p in wanted:
             p.grad = None
+        seed = self.seed if seed is None else seed
         loss = self.value(seed)
         if loss.requires_grad and wanted:
             self._again = Exact(self.tiny, self._floor)
             with self._drawing(seed):
-                torch.autograd.backward(loss, inputs=[p for _, p in wanted])
+                try:
+                    torch.autograd.backward(loss, inputs=[p for _, p in wanted])
+                except RuntimeError as error:
+                    if "second time" not in str(error):
+                        raise
+                    raise ValueError("loss_fn(model) must return the loss and leave its backward pass to report, but the graph "
+                                     "of what it returned is freed already") from error
             self._again = None
         found = {name: p.grad for name, p in wanted if p.grad is not None}
         for _, p in wanted:
             p.grad = None
         return loss.item(), found
+
+    def find_fullest_draw(self) -> None:
+        """Choose the seed with which the most buffers change: stochastic depth leaves out branches and their averages."""
+        count, found = sum(b.is_floating_point() for b in self._buffers.values()), dict[int, int]()
+        for self.seed in range(DRAWS):
+            found[self.seed] = len(self.changed())
+            if found[self.seed] == count:
+                return
+        self.seed = max(found, key=found.__getitem__)
 
     @torch.no_grad()
     def changed(self) -> list[str]:

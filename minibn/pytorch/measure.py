@@ -114,7 +114,7 @@ def _rows(loss, names, products, sizes, seed):
         stale = stale + 1 if length < SIGNAL else 0
         if length >= SIGNAL:
             basis = np.vstack([basis, new / length])
-    return np.array(rows).reshape(-1, len(names)), scale
+    return np.array(rows).reshape(len(rows), len(names)), scale
 
 
 def _row_space(rows):

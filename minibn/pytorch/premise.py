@@ -13,7 +13,7 @@ import torch
 from minibn.pytorch.scales import APPROXIMATE
 from minibn.pytorch.warned import warn
 
-NOTICED = 1e-2  # of the gradient: less may be the rounding of bfloat16
+NOTICED, NOTICED_IN_FLOAT64 = 1e-2, 1e-5  # of the gradient: less may be the rounding of bfloat16, in autocast, or of float64
 LEAST = 1e-3  # of the largest gradient: what is smaller may be rounding, or an effect of eps
 LATER = 1e-2  # the same for later gradients, which rounding may have a larger part in
 PATIENCE = 100  # so many gradients of a set are looked at, while they are that small: behind a head that starts at 0
@@ -77,7 +77,7 @@ class Along:
                                    f"{_NO_REPORT if usual is None else _OTHER_LOSS}")
             del self._usual[s]
             self._passed.add(s)
-            if usual is not None and part > max(10 * usual, NOTICED) and s not in self._warned:
+            if usual is not None and part > max(10 * usual, _noticed(s)) and s not in self._warned:
                 self._warned.add(s)
                 warn(f"the {'' if later else 'first '}gradient of {s.title} is less orthogonal to these weights than in "
                      f"the report: <gradient, weights> is {part:.1g} of |gradient| |weights|, in the report "
@@ -100,6 +100,10 @@ def _part(s, backward):
     """|<∂L/∂w, w>| / (|∂L/∂w| |w|) of what backward passes gave, if that is known, and of p.grad: the smaller one."""
     taken = _sum([(0.0, 0.0), *(_products(p.grad, p) for p in s.members if p.grad is not None)])
     return min((abs(float(product / size)) for product, size in (backward or taken, taken) if size > 0), default=0.0)
+
+
+def _noticed(s):
+    return NOTICED_IN_FLOAT64 if all(p.dtype.itemsize >= 8 for p in s.members) else NOTICED
 
 
 def _products(gradient, p):
@@ -170,7 +174,7 @@ class Asleep:
             return
         for s in sets:
             part = _part(s, backward.get(s))
-            if part > max(NOTICED, 10 * self._found.gap(s.name)):
+            if part > max(_noticed(s), 10 * self._found.gap(s.name)):
                 raise RuntimeError("parameters that had no effect on the batch of report(...) take part now, and with them "
                                    f"{s.title} are not scale-invariant any more: <gradient, weights> is {part:.1e} "
                                    "of what it could be. Call handle.remove(), and report with a batch that uses all "

@@ -47,6 +47,8 @@ def report(model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module], torch.Te
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("report needs the model before torch.jit.script: call it, and remove_weight_decay, and script the model "
                          "after that")
+    if any(torch.nn.parameter.is_lazy(t) for t in [*model.parameters(), *model.buffers()]):
+        raise ValueError("the model has lazy layers, whose weights do not exist yet: run it once before report(model, loss_fn)")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("the model has no parameters that require gradients")
     loss = Loss(model, loss_fn)
@@ -90,6 +92,7 @@ class Report:
         axes = _axes({n: own[n].shape for n in measured.names})
         self._found = Symmetries(axes, measured.equations, sizes={n: own[n].numel() for n in axes})
         self.basis, self.refused = self._found.basis, dict[tuple[str, ...], str]()
+        loss.find_fullest_draw()
         groups = [g for g in self._found.groups if not self._excluded(g)]
         holds = scales.holding(loss, groups, measured.cancelled)
         self._refuse(groups, holds, "scale-invariant near the measured weights only, not from 2**-8 to 2**8 times these")

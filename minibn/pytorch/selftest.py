@@ -1,12 +1,14 @@
 """Whether an optimizer of an unknown class can be converted: tried on a toy problem.
 
-A clone of the optimizer trains three small matrices of a scale-invariant toy loss, two of them
+A clone of the optimizer trains three small tensors of a scale-invariant toy loss, two of them
 converted, with decay so strong that the weights shrink to a third in 12 steps, and lr and decay
 change at each step. If the rule is right, the two runs agree up to rounding, which in float64 is
 1e-9 of the angle by which the weights turn. Wrong rules are off by 4e-4 and more. The test is
 repeated with weights that are `LARGE` times as large, since a conversion lets weights grow that
-far. A clamp of their norm shows there. Twelve steps on a toy prove nothing about what an optimizer
-does later; `handle.check` tries the conversion on the network itself.
+far: a clamp of their norm shows there. It is also repeated for each decayed param group and for
+each number of dimensions that its tensors have, as many optimizers decay matrices only. Twelve
+steps on a toy prove nothing about what an optimizer does later; `handle.check` tries the conversion
+on the network itself.
 """
 
 import copy
@@ -19,9 +21,9 @@ import torch
 from minibn.pytorch.conversion import Conversion
 from minibn.pytorch.parts import Part, Set
 from minibn.pytorch.rules import Decoupled, Delta, Relative, alone, product
+from minibn.pytorch.stand_in import Group
 
 STEPS, SHRINK, SAME, LARGE = 12, 0.3, 1e-4, 2.0**8
-SHAPE = (4, 3)
 
 
 class Candidate(NamedTuple):
@@ -38,55 +40,105 @@ CANDIDATES = [Candidate(name, rule, delta, without)
               for without in (False, True)]
 
 
+class Toy(NamedTuple):
+    """What a rule is tried on: the settings of a param group, the shape of its tensors, and the size of their numbers.
+
+    Attributes:
+        skipping: whether one tensor has no gradient at some steps. Some optimizers cannot take that.
+    """
+
+    settings: Group
+    shape: tuple[int, ...]
+    size: float
+    skipping: bool = True
+
+
 def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: float) -> Decoupled:
     """The first rule that converts a clone of `optimizer` exactly.
 
     Raises:
         TypeError: there is none, or no clone can be made.
     """
-    name, gaps, failure = type(optimizer).__name__, [], None
+    name, gaps, failure = type(optimizer).__name__, dict[Candidate, list[float]](), None
     with torch.random.fork_rng(devices=[]):
+        toys = [Toy(settings, shape, size) for settings, shape in _kinds(optimizer) for size in (1.0, LARGE)]
+        if toys and not _takes(optimizer, toys[0]):
+            toys = [toy._replace(skipping=False) for toy in toys]
         for candidate in CANDIDATES:
-            try:
-                gap = max(_gap(optimizer, candidate, size) for size in (1.0, LARGE))
-            except Exception as error:  # of the optimizer on a toy, or of a conversion that is not its own
-                gap, failure = math.inf, error
-            if gap <= SAME:
+            gaps[candidate] = []
+            for toy in toys:
+                try:
+                    gap = _gap(optimizer, candidate, toy)
+                except Exception as error:  # of the optimizer on a toy, or of a conversion that is not its own
+                    gap, failure = math.inf, error
+                gaps[candidate].append(gap)
+            if max(gaps[candidate]) <= SAME:
                 rule = candidate.rule(optimizer, form, weight_decay, candidate.delta)
                 rule.steps_without_gradient = candidate.without_gradient
                 return rule
-            gaps.append(gap)
-    if min(gaps) == math.inf:
+    least = min(map(max, gaps.values()))
+    fitting = max(gaps.values(), key=lambda each: sum(gap <= SAME for gap in each))
+    good, bad = ({toy.shape for toy, gap in zip(toys, fitting, strict=True) if (gap <= SAME) == fits} for fits in (True, False))
+    if good - bad:
+        raise TypeError(f"{name} does not decay all tensors alike: on copies with tensors of the shapes {sorted(good - bad)} its "
+                        f"decay can be removed, with {sorted(bad)} it cannot in that way. Give those that it does not decay a "
+                        "param group of their own with weight_decay=0, and others an optimizer of their own")
+    if least == math.inf:
         raise TypeError(f"whether the weight decay of {name} can be removed was tried on a copy with a small model, and "
                         f"that failed ({type(failure).__name__}: {failure}). Give decay=\"lr*wd\" or \"wd\" if you know by how "
                         "much it multiplies the weights in each step") from failure
     own = ", a subclass of torch.optim.SGD with a step of its own," if isinstance(optimizer, torch.optim.SGD) else ""
     raise TypeError(f"the weight decay of {name}{own} cannot be removed: on a copy with a small model the converted weights "
-                    f"differ by {min(gaps):.0e}. It is not decoupled (added to the gradient, inside a trust ratio, masked), "
-                    "or the update looks at the weights. Give decay= if you know better"
+                    f"differ by {least:.0e}. It is not decoupled (added to the gradient, inside a trust ratio, masked), another "
+                    "one in another param group, or the update looks at the weights. Give decay= if you know better"
                     + (': decay="l2" if it calls the step of SGD and leaves the gradients as they are' if own else ""))
 
 
-def _gap(optimizer, candidate, size):
+def _kinds(optimizer):
+    """[(settings, shape)]: each decayed param group, with each number of dimensions that its tensors have.
+
+    Groups that differ in lr and weight decay alone count as one. A tensor of one number has no
+    direction, and is not tried.
+    """
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[Group, tuple[int, ...]]] = {}
+    for group in [group for group in optimizer.param_groups if float(group["weight_decay"])] or optimizer.param_groups:
+        settings = {k: _copied(v) for k, v in group.items() if k not in ("params", "param_names", "minibn")}
+        for dimensions in sorted({p.ndim for p in group["params"]} - {0}) or [2]:
+            shapes = [(4, 3), (3, 4)] if dimensions == 2 else [(4, 3, *[2] * (dimensions - 2))[:dimensions]]
+            others = repr(sorted((key, value) for key, value in settings.items() if key not in ("lr", "weight_decay")))
+            kinds |= {(others, shape): (settings, shape) for shape in shapes}
+    return list(kinds.values())
+
+
+def _takes(optimizer, toy):
+    """Whether the optimizer steps where one tensor has no gradient."""
+    try:
+        _train(optimizer, CANDIDATES[0], False, toy)
+    except Exception:
+        return False
+    return True
+
+
+def _gap(optimizer, candidate, toy):
     """The largest difference of the weights, with and without the conversion, relative to how far they turn.
 
     Turning is what an update does. A decay that only flips the sign of the weights does not count:
     it is not the one tried.
     """
-    usual, converted = (_train(optimizer, candidate, convert, size) for convert in (False, True))
+    usual, converted = (_train(optimizer, candidate, convert, toy) for convert in (False, True))
     gap = max(float((a - b).norm() / a.norm()) for a, b in zip(usual, converted, strict=True))
-    start, end = usual[0] / usual[0].norm(), usual[-3] / usual[-3].norm()  # of the first matrix
+    start, end = usual[0] / usual[0].norm(), usual[-3] / usual[-3].norm()  # of the first tensor
     turned = float((end - (end * start).sum() * start).norm())
     return gap / turned if turned else math.inf
 
 
-def _train(optimizer, candidate, convert, size):
+def _train(optimizer, candidate, convert, toy):
     """The script's weights after each step. Where updates do not grow with the weights, lr does."""
     draw = torch.Generator().manual_seed(5)
-    weights = [torch.nn.Parameter(size * torch.randn(SHAPE, generator=draw, dtype=torch.float64)) for _ in range(3)]
-    clone = _clone(optimizer, weights)
+    weights = [torch.nn.Parameter(toy.size * torch.randn(toy.shape, generator=draw, dtype=torch.float64)) for _ in range(3)]
+    clone = clone_of(optimizer, [_copied(toy.settings) | {"params": weights}])
     group, lr = clone.param_groups[0], float(clone.param_groups[0]["lr"]) or 1e-3
-    lr *= 1.0 if issubclass(candidate.rule, Relative) else size
+    lr *= 1.0 if issubclass(candidate.rule, Relative) else toy.size
     top = SHRINK if candidate.delta is alone else SHRINK / lr
     handle = None
     if convert:
@@ -98,8 +150,8 @@ def _train(optimizer, candidate, convert, size):
     for t in range(STEPS):
         factors = torch.rand(2, generator=draw, dtype=torch.float64) * 0.9 + 0.1
         group["lr"], group["weight_decay"] = lr * float(factors[0]), top * float(factors[1])
-        noise = [torch.randn(SHAPE, generator=draw, dtype=torch.float64) for _ in weights]
-        skip = t % 5 == 3  # the second matrix has no gradient then
+        noise = [torch.randn(toy.shape, generator=draw, dtype=torch.float64) for _ in weights]
+        skip = toy.skipping and t % 5 == 3  # the second tensor has no gradient then
 
         def closure(noise=noise, skip=skip):
             for w in weights:
@@ -121,10 +173,13 @@ def _train(optimizer, candidate, convert, size):
     return path
 
 
-def _clone(optimizer, weights):
-    """Class, attributes and settings of `optimizer`, for other weights; without its state and its hooks.
+def clone_of(optimizer: torch.optim.Optimizer, groups: list[Group]) -> torch.optim.Optimizer:
+    """Class and attributes of `optimizer`, with other param groups; without its state and its hooks.
 
     It is not constructed: settings that are attributes, and not in the param groups, would be lost.
+
+    Raises:
+        ValueError: an attribute holds the model's parameters.
     """
     clone = object.__new__(type(optimizer))
     real = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -134,10 +189,7 @@ def _clone(optimizer, weights):
         if _reaches(value, real):
             raise ValueError(f"its attribute {key!r} holds the model's parameters")
         vars(clone)[key] = OrderedDict() if "hook" in key and isinstance(value, OrderedDict) else _copied(value)
-    decayed = [group for group in optimizer.param_groups if float(group["weight_decay"])] or optimizer.param_groups
-    clone.state = defaultdict(dict)
-    settings = {k: _copied(v) for k, v in decayed[0].items() if k not in ("params", "param_names", "minibn")}
-    clone.param_groups = [settings | {"params": weights}]
+    clone.state, clone.param_groups = defaultdict(dict), groups
     return clone
 
 
