@@ -164,6 +164,18 @@ def array(name: str, value: Any) -> None:
                         f"{type(value).__qualname__}; give np.asarray({name})") from error
 
 
+def same_library(owner: str, what: str, library: str, other: str, value: Any) -> None:
+    """Raise TypeError unless the array `value`, called `other`, is of `library`, a `library_of`, which is that of `what`."""
+    if (found := library_of(value)) != library:
+        raise TypeError(f"{owner}: the library of its {what} is {library}, that of {other} is {found}; move one of them, with "
+                        f"model.to({found!r}) or minibn.backend.move")
+
+
+def library_of(value: Any) -> str:
+    """The name of an array's library, such as "numpy"."""
+    return array_namespace(value).__name__.rsplit(".", 1)[-1]
+
+
 def real_array(name: str, value: Any) -> None:
     """Raise TypeError unless `value` is an `array` of floating-point numbers or integers."""
     array(name, value)
