@@ -58,13 +58,11 @@ class Experiment:
 
     lr, momentum, beta1, beta2, adam_eps and weight_decay are the numbers of the optimiser's steps.
     A number that is not given gets the optimiser's default. A number that the optimiser does not
-    have stays None.
+    have stays None. NumPy's numbers become Python's, and a path becomes a string.
 
     Figure 2 of the paper compares schedule="step" with `Experiment(data="cifar10", path=…,
     depth=32, affine=False, fixed=True, schedule="texp", epochs=160, milestones=(80, 120),
     batch=128, weight_decay=5e-4, dtype="float32")`.
-
-    NumPy's numbers become Python's, and a path becomes a string.
 
     Raises:
         TypeError, ValueError: a field is of another type, out of range, or without effect. The
@@ -143,7 +141,10 @@ class Experiment:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.split.y_train) // self.batch
+        """Number of updates in a pass through the images. ValueError if a batch has more images than there are."""
+        if self.batch > (examples := len(self.split.y_train)):
+            raise ValueError(f"batch must lie between 1 and the number of examples, {examples}; got {self.batch}")
+        return examples // self.batch
 
     @property
     def steps(self) -> int:
@@ -152,15 +153,13 @@ class Experiment:
 
     def network(self) -> nn.Module:
         """The `nn.Module`, its weights drawn with `seed`."""
-        channels = self.split.x_train.shape[-1]
-        options: dict[str, Any]
-        options = {"norm": NORMS[self.norm], "eps": self.eps, "affine": self.affine, "dtype": self.dtype,
-                   "rng": np.random.default_rng(self.seed)}
+        options: dict[str, Any] = {"norm": NORMS[self.norm], "eps": self.eps, "affine": self.affine, "dtype": self.dtype,
+                                   "rng": np.random.default_rng(self.seed)}
         if self.model in ("resnet", "preresnet"):
             options |= {"depth": self.depth, "width": self.width}
         if self.model == "mlp":
             return models.mlp(in_features=math.prod(self.split.x_train.shape[1:]), **options)
-        return MODELS[self.model](in_channels=channels, **options)
+        return MODELS[self.model](in_channels=self.split.x_train.shape[-1], **options)
 
     def _step(self):
         """The step object of the optimiser, at the highest learning rate."""
@@ -182,7 +181,10 @@ class Experiment:
         """`step` with the learning rates of the schedule."""
         stream = schedules.by_name(SCHEDULES[self.schedule][0], step.lr, steps=self.steps, milestones=self._drops(),
                                    factor=self.factor)
-        stream = schedules.like(step, schedules.warmup(round(self.warmup * self.steps_per_epoch), stream))
+        warmup = round(self.warmup * self.steps_per_epoch)
+        if self.warmup and not warmup:
+            raise ValueError(f"warmup={self.warmup:g} has no effect: it is 0 steps, for an epoch has {self.steps_per_epoch}")
+        stream = schedules.like(step, schedules.warmup(warmup, stream))
         return schedules.nesterov(stream) if self.nesterov else stream
 
     def phases(self) -> list[tuple[float, float]]:
@@ -233,6 +235,8 @@ class Experiment:
         drops = [0]
         for epoch in epochs:
             drops.append(max(drops[-1] + 1, round(epoch * self.steps_per_epoch)))
+        if self.milestones and drops[-1] >= self.steps:
+            raise ValueError(f"milestones={self.milestones[-1]:g} has no effect: it is step {drops[-1]} of {self.steps}")
         return drops[1:]
 
 
@@ -273,8 +277,7 @@ def run(experiment: Experiment, schedule: Iterable[Any] | None = None, *, band: 
     """
     backend.library(experiment.backend)  # raises before the images are read
     split, model = experiment.split, experiment.network().to(experiment.backend)
-    settings = asdict(experiment)
-    del settings["backend"]
+    settings = {name: value for name, value in asdict(experiment).items() if name != "backend"}
     with interruption.deferred() as signals:
         history = fit(model, experiment.optimizers(model, schedule, band=band), split.x_train, split.y_train,
                       epochs=experiment.epochs, batch_size=experiment.batch, rng=np.random.default_rng(experiment.seed + 1),

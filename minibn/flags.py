@@ -1,8 +1,9 @@
-"""Flags of the command line: every flag that is given has an effect, or is refused.
+"""Flags of the command line, with their checks: a flag that has no effect beside the others is refused.
 
-A flag may say `when` it acts: {other flag: values of it}. `Parser.parse` refuses flags that would
-have no effect, and any flag that is given twice. `Parser.in_flags` rewrites an error message of the
-library in terms of flags.
+A flag may say `when` it acts: {other flag: values of it}. `Parser.parse` refuses it where it would
+not, and any flag that is given twice. What depends on the data, such as a warm-up that is shorter
+than a step, is refused by `Experiment`; `Parser.in_flags` rewrites an error message of the library
+in terms of flags.
 """
 
 import argparse
@@ -22,10 +23,18 @@ class _Any:
         return value is not None
 
 
+class _NotZero:
+    """Every number but 0. None, which stands for a default, is one too."""
+
+    def __contains__(self, value):
+        return value != 0
+
+
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 OBJECT = re.compile(r"(\b[A-Z]\w*\([^()]*\))")
 GIVEN: Container = _Any()
 NOT_GIVEN: Container = (None,)
+NOT_ZERO: Container = _NotZero()
 
 
 class _Once(argparse.Action):
@@ -141,6 +150,8 @@ class Parser(argparse.ArgumentParser):
         name = "--" + other.replace("_", "-") if any(flag.dest == other for flag in self.flags) else ""
         if acts is GIVEN:
             return f"give {name} too, or leave it out"
+        if acts is NOT_ZERO:
+            return f"give a {name} above 0, or leave it out"
         return "leave one of them out" if acts is NOT_GIVEN else f"it is for {f'{name} '.lstrip()}{', '.join(map(str, acts))}"
 
 
@@ -157,5 +168,16 @@ def number(kind: type, low: float, high: float = math.inf, *, below: float = mat
             limits += "" if below == math.inf else f" and below {below}"
             raise argparse.ArgumentTypeError(f"needs {'a whole' if kind is int else 'a'} number {limits}, got {text!r}")
         return value
+
+    return parse
+
+
+def place(instead: str) -> Callable[[str], str]:
+    """A parser of names of files and folders for argparse. It refuses "-", and advises what to do `instead`."""
+
+    def parse(text):
+        if text == "-":
+            raise argparse.ArgumentTypeError(f"'-' does not stand for standard output; {instead}, or give ./- if it is a name")
+        return text
 
     return parse

@@ -33,6 +33,7 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
             groups = [name.removeprefix("lr/") for name in history.columns if name.startswith("lr/")]
             raise ValueError(f"the run {label!r} has no group {group!r}; it has {groups}")
 
+    ready()
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,9 +61,22 @@ def compare(runs: Mapping[str, History], group: str, path: str | Path, title: st
         figure.savefig(Path(path).expanduser(), dpi=110)
 
 
+def ready() -> None:
+    """Do nothing if Matplotlib starts here, for those who train before they draw.
+
+    Raises:
+        ImportError: it does not, for example because MPLBACKEND names no backend.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except Exception as error:
+        raise ImportError(f"Matplotlib does not start: {error}. Install it, or unset MPLBACKEND") from error
+
+
 def smooth(y: np.ndarray, width: int) -> np.ndarray:
-    """Running mean: of each number and the up to `width - 1` numbers before it. Same length as `y`."""
-    total = np.concatenate([[0.0], np.cumsum(y)])
-    end = np.arange(1, len(y) + 1)
-    start = np.maximum(end - width, 0)
-    return (total[end] - total[start]) / (end - start)
+    """Running mean: of each number and the up to `width - 1` numbers before it. Same length as `y`.
+
+    Each mean is a sum of its own, so that a huge number or NaN counts only where it is among them.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(np.concatenate([np.zeros(width), y]), width)[1:]
+    return windows.sum(axis=-1) / np.minimum(np.arange(1, len(y) + 1), width)

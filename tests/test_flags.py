@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from itertools import islice
 
 import pytest
 
@@ -40,6 +41,15 @@ from minibn.__main__ import main
     (["train", "--norm", "group", "--width", "6"], "--width must be divisible by 4 with --norm group, got 6"),
     (["convert", "--steps", "5", "--optimizer", "adamw", "--weight-decay", "1e5"],
      "lr * --weight-decay must be below 1; lower one of them (AdamStep(lr=0.001, beta1=0.9, beta2=0.999"),
+    (["train", "--model", "mlp", "--optimizer", "muon", "--fixed", "--rest-lr", "9"], "--rest-lr 9.0 has no effect with --fixed"),
+    (["train", "--model", "mlp", "--nesterov", "--momentum", "0"], "--nesterov has no effect with --momentum 0.0"),
+    (["convert", "--steps", "2", "--nesterov", "--momentum", "0"],
+     "--nesterov has no effect with --momentum 0.0; give a --momentum above 0, or leave it out"),
+    (["convert", "--steps", "2", "--decoupled", "--weight-decay", "0"], "--decoupled has no effect with --weight-decay 0.0; "),
+    *[([*command, "--output", "-"], f"--output: '-' does not stand for standard output; {what}, or give ./- if it is a name")
+      for command, what in ((["convert", "--steps", "2"], "leave it out to print"), (["train"], "give a folder"),
+                            (["sweep"], "give a file"), ([], "give a folder"))],
+    (["train", "--checkpoint", "-"], "--checkpoint: '-' does not stand for standard output; give a file"),
     (["trian"], "no command 'trian'; there are train, sweep, convert, symmetries"),
 ])
 def test_flags_without_effect_are_refused_in_the_words_of_the_command_line(flags, message, capsys, tmp_path, monkeypatch):
@@ -116,6 +126,42 @@ def test_a_result_that_cannot_be_written_is_noticed_before_training(flags, name,
     assert exit_.value.code == 2
     assert capsys.readouterr().err == f"minibn: {tmp_path / name}: this is a folder; give the name of a file\n"
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--warmup", "0.01"], "minibn: --warmup 0.01 has no effect: it is 0 steps, for an epoch has 22\n"),
+    (["--milestones", "0.5", "0.99"], "minibn: --milestones 0.99 has no effect: it is step 22 of 22\n"),
+    *[(["--batch", "5000", "--schedule", schedule],
+       "minibn: --batch must lie between 1 and the number of examples, 1437; got 5000\n")
+      for schedule in ("cosine", "constant", "step", "texp")]])
+def test_what_has_no_effect_on_these_images_is_refused_before_training(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--model", "mlp", "--epochs", "1", "--output", str(tmp_path), *flags])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == message
+
+
+def test_a_warm_up_of_one_step_and_a_drop_at_the_last_one_have_an_effect():
+    one = experiment.Experiment(model="mlp", epochs=1, warmup=0.04, milestones=(0.96,))  # of 22 steps
+    assert [step.lr for step in islice(one.usual(), 22)] == [0.05, *[0.1] * 20, pytest.approx(0.01)]
+
+
+@pytest.mark.parametrize("name", ["history.csv", "history.png", "result.json"])
+def test_a_checkpoint_that_the_results_would_replace_is_refused_before_training(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment, "run", None)
+    (tmp_path / "link").symlink_to("o")
+    for checkpoint in (f"o/{name}", str(tmp_path / "link" / name)):
+        with pytest.raises(SystemExit):
+            main(["train", "--output", "o", "--checkpoint", checkpoint])
+        assert capsys.readouterr().err.startswith(f"minibn: --checkpoint {checkpoint} is a file that is written at the end, too")
+
+
+def test_standard_input_that_is_closed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python finds it after `<&-`
+    with pytest.raises(SystemExit):
+        main(["convert", "--read", "-"])
+    assert capsys.readouterr().err == "minibn: --read -: standard input is closed; give a file to --read, or open one by < FILE\n"
 
 
 def test_a_size_inside_a_layer_is_not_called_by_the_flag_of_the_same_name(tmp_path, capsys):

@@ -37,6 +37,14 @@ def test_the_default_schedule_grows_by_more_than_10_000():
     assert settings.dtype == "float64"
 
 
+@pytest.mark.parametrize(("batch", "effect"), [(1437, (0.0, ())), (400, (0.0, (0.75,))), (300, (1 / 7, (0.75,))),
+                                               (48, (1 / 7, (0.75, 11 / 12)))])
+def test_in_a_short_run_what_is_less_than_a_step_is_left_out(batch, effect):
+    settings = headline.settings(epochs=1, batch=batch)
+    assert (settings.warmup, settings.milestones) == effect
+    assert next(settings.usual()).lr > 0  # not refused
+
+
 OPTIMIZERS = ["adamw", "lion", "muon"]
 SHORT = ["--epochs", "1", "--batch", "256", "--quiet"]  # 5 steps
 

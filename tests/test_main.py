@@ -211,9 +211,23 @@ def test_the_sweep_command(tmp_path, capsys):
     assert main(flags) == 0
     assert capsys.readouterr().out == out
     assert (tmp_path / "sweep.jsonl").read_text() == lines
+    assert all(line.endswith("% (2 of 2 seeds)") for line in out.splitlines()[1:3])
     failing = [*flags, "--weight-decay", "100", "--convert"]  # no conversion: each run fails, and is recorded
     assert main(failing) == 1
-    assert "4 runs, 4 failed" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "4 runs, 4 failed" in out
+    assert "  failed (0 of 2 seeds): " in out
+
+
+def test_a_mean_says_of_how_many_seeds_it_is(tmp_path, capsys, monkeypatch):
+    def records(function, configurations, *args, **options):
+        return [{"configuration": c, **({"error": "no"} if c["seed"] == 1 and c["lr"] == 0.1 else {"result": {
+            "test_accuracy": 0.5 + c["seed"] / 10}})} for c in configurations]
+
+    monkeypatch.setattr(sweep, "run", records)
+    assert main(["sweep", "--lr", "0.1", "0.01", "--seeds", "3", "--output", str(tmp_path / "s")]) == 1
+    assert capsys.readouterr().out.splitlines()[1:3] == ["         0.1  60.00% (2 of 3 seeds)",
+                                                           "        0.01  60.00% (3 of 3 seeds)"]
 
 
 def test_a_sweep_over_optimisers_records_the_numbers_of_each(tmp_path, capsys):

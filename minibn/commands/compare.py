@@ -4,7 +4,7 @@ from typing import Any
 
 from minibn import backend, data
 from minibn.commands.common import depth, folder, step_flags
-from minibn.flags import Parser, number
+from minibn.flags import Parser, number, place
 from minibn.paper import headline
 
 
@@ -24,6 +24,6 @@ def flags(commands: str) -> Parser:
     parser.flag("--seed", "of the weights and the shuffling", kind=number(int, 0), default=default.seed)
     parser.flag("--dtype", "of all numbers", choices=list(headline.TOLERANCE), default=default.dtype)
     parser.flag("--backend", "array library", choices=backend.LIBRARIES, default=default.backend)
-    parser.flag("--output", "folder for the figure and the CSV files", default="results")
+    parser.flag("--output", "folder for the figure and the CSV files", kind=place("give a folder"), default="results")
     parser.flag("--quiet", "no progress bars", yes=True)
     return parser

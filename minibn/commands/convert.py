@@ -11,7 +11,7 @@ from typing import Any
 from minibn import export, files, optimizer_numbers, schedules, tables
 from minibn.commands.common import step_flags
 from minibn.equivalence.methods import METHODS
-from minibn.flags import NOT_GIVEN, Parser, number
+from minibn.flags import NOT_GIVEN, NOT_ZERO, Parser, number, place
 from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
 
 DEFAULTS: dict[str, StepNumbers]
@@ -79,6 +79,8 @@ def _lines(path: str) -> list[str]:
     """The lines of a text file, or of standard input for "-"."""
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise ValueError("--read -: standard input is closed; give a file to --read, or open one by < FILE")
             if isinstance(sys.stdin, io.TextIOWrapper):
                 sys.stdin.reconfigure(encoding="utf-8")
             return list(sys.stdin)
@@ -106,10 +108,10 @@ def flags() -> Parser:
     parser.flag("--growth", "of `exponential`, per step", kind=number(float, 0), default=1.0,
                 when={**made, "schedule": ("exponential",)})
     parser.flag("--warmup", "steps of linear warm-up", kind=number(int, 0), default=0, when=made)
-    parser.flag("--nesterov", "Nesterov's momentum", yes=True, when=sgd)
-    parser.flag("--decoupled", "decoupled weight decay (SGDW)", yes=True, when=sgd)
+    parser.flag("--nesterov", "Nesterov's momentum", yes=True, when={**sgd, "momentum": NOT_ZERO})
+    parser.flag("--decoupled", "decoupled weight decay (SGDW)", yes=True, when={**sgd, "weight_decay": NOT_ZERO})
     parser.flag("--read", "take the steps from this CSV file (-: standard input) instead", metavar="FILE")
-    parser.flag("--output", "write to this file, and print a summary", metavar="FILE")
+    parser.flag("--output", "write to this file, and print a summary", kind=place("leave it out to print"), metavar="FILE")
     parser.flag("--to-weight-decay", "give the result this weight decay instead of none", kind=number(float, 0))
     parser.flag("--no-rescale", "never multiply the weights; an error if lr leaves float range", yes=True, when=sgd)
     return parser

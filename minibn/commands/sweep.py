@@ -12,7 +12,7 @@ import numpy as np
 from minibn import backend, kernels, sweep
 from minibn.commands.common import experiment_flags
 from minibn.experiment import Experiment
-from minibn.flags import NOT_GIVEN, Parser, number
+from minibn.flags import NOT_GIVEN, Parser, number, place
 
 
 def run(output: str, workers: int | None, dask: str | None, retry: bool, quiet: bool, seeds: int,
@@ -35,7 +35,9 @@ def run(output: str, workers: int | None, dask: str | None, retry: bool, quiet: 
         results = [record["result"]["test_accuracy"] for record in records[i : i + seeds] if "result" in record]
         failed += seeds - len(results)
         setting = "  ".join(f"{records[i]['configuration'][name]!s:>12}" for name in varied)
-        print(f"{setting}  {np.mean(results):.2%}" if results else f"{setting}  failed: {records[i]['error']}")
+        counted = f"({len(results)} of {seeds} seeds)"
+        what = f"{np.mean(results):.2%} {counted}" if results else f"failed {counted}: {records[i]['error']}"
+        print(f"{setting}  {what}")
     print(f"{len(records)} runs, {failed} failed: see {output}")
     return 1 if failed else 0
 
@@ -64,7 +66,7 @@ def flags() -> Parser:
     parser = Parser("minibn sweep", run.__doc__, "every setting may be given several values", {"batch_size": "--batch"})
     experiment_flags(parser, several=True, leave_out=["seed"])
     parser.flag("--seeds", "runs of each setting, with seeds 0, 1, and so on", kind=number(int, 1), default=1)
-    parser.flag("--output", "JSON Lines file to append to", default="results/sweep.jsonl")
+    parser.flag("--output", "JSON Lines file to append to", kind=place("give a file"), default="results/sweep.jsonl")
     parser.flag("--workers", "processes, one for each core if not given", kind=number(int, 1), when={"dask": NOT_GIVEN})
     parser.flag("--dask", "run on the Dask cluster with this scheduler instead", metavar="ADDRESS")
     parser.flag("--retry", "run again what failed before", yes=True)

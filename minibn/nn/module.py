@@ -186,7 +186,7 @@ class Module:
         Nothing is changed unless all of it fits.
 
         Raises:
-            TypeError: `state` is no dict of arrays.
+            TypeError: `state` is no dict of arrays of real numbers.
             ValueError: names are missing or unknown, or a shape differs.
         """
         own = self.state_dict()
@@ -195,7 +195,7 @@ class Module:
         if missing or unknown:
             raise ValueError(f"state does not fit {type(self).__name__}: missing {missing}, unknown {unknown}")
         for name, value in own.items():
-            arguments.array(f"state[{name!r}]", state[name])
+            arguments.real_array(f"state[{name!r}]", state[name])
             if tuple(value.shape) != tuple(state[name].shape):
                 raise ValueError(f"{name} must have shape {tuple(value.shape)}, got {tuple(state[name].shape)}")
         for name, parameter in self.named_parameters():
@@ -248,11 +248,15 @@ class Module:
             wanted = ", ".join(str(n) for n in shape)
             raise ValueError(f"{self} needs input of shape ({wanted}), got {given}; images are channels last "
                              "and no axis may be empty")
-        if not is_floating(x):
-            raise TypeError(f"{self} needs an input of floating dtype, got {backend.dtype_name(x)}")
+        self._check_floating(x)
         if like is not None and x.dtype != like.dtype:
             raise TypeError(f"{self} has {backend.dtype_name(like)} parameters but its input is "
                             f"{backend.dtype_name(x)}; convert the input, or the module with .to(dtype=...)")
+
+    def _check_floating(self, x):
+        """Raise TypeError unless `x` holds floating-point numbers: integers would wrap around, and have no gradient."""
+        if not is_floating(x):
+            raise TypeError(f"{self} needs an input of floating dtype, got {backend.dtype_name(x)}")
 
     def __repr__(self):
         return f"{type(self).__name__}()"

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from minibn import experiment, optimizer_numbers, plots
+from minibn.data import TRAIN_IMAGES
 from minibn.equivalence.methods import METHODS
 from minibn.experiment import FIELDS, Experiment, Run
 from minibn.optim import AdamStep, LionStep, MuonStep, Step, StepNumbers
@@ -37,13 +38,16 @@ def settings(*, depth: int = 8, epochs: int = 24, batch: int = 48, optimizer: st
              weight_decay: float | None = None, seed: int = 0, dtype: str = "float64", backend: str = "numpy") -> Experiment:
     """The `Experiment`: warm-up over the first seventh of training, lr / 10 after 3/4 of it and again after 11/12.
 
-    Numbers of the optimiser's steps that are None are taken from `DEFAULTS`.
+    Numbers of the optimiser's steps that are None are taken from `DEFAULTS`. What would be less than
+    a step, in a very short run, is left out.
     """
+    per_epoch = TRAIN_IMAGES // batch
+    drops = [epoch for epoch in (epochs * 3 / 4, epochs * 11 / 12) if round(epoch * per_epoch) < epochs * per_epoch]
     step = optimizer_numbers.chosen(DEFAULTS, optimizer, {
         "lr": lr, "momentum": momentum, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay})
     numbers = {FIELDS[name]: getattr(step, name) for name in METHODS[optimizer].numbers}
     return Experiment(depth=depth, epochs=epochs, batch=batch, optimizer=optimizer, seed=seed, dtype=dtype, backend=backend,
-                      warmup=epochs / 7, milestones=(epochs * 3 / 4, epochs * 11 / 12), **numbers)
+                      warmup=epochs / 7 if round(epochs / 7 * per_epoch) else 0.0, milestones=tuple(drops), **numbers)
 
 
 def run(recipe: Experiment, folder: str | Path, progress: bool = True) -> bool:
@@ -61,6 +65,7 @@ def run(recipe: Experiment, folder: str | Path, progress: bool = True) -> bool:
     Raises:
         ValueError: the schedule has no conversion, or a setting is out of range.
     """
+    plots.ready()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     METHODS[recipe.optimizer].scale_after(recipe.usual(), recipe.steps)  # raises now if there is no conversion
