@@ -76,7 +76,7 @@ def test_biases_that_a_later_norm_takes_out_do_not_spoil_the_test_of_the_weights
 
 
 def test_what_a_norm_takes_out_may_be_a_factor_as_well():
-    """That of weight_norm in the second layer cancels, as a bias does. Without it no signal would be left to test the first with."""
+    """That of weight_norm in the second layer cancels, as a bias does. Without it there is no signal to test the first with."""
     weight_norm = nn.utils.parametrizations.weight_norm
     _, found = measured(weight_norm(n.conv(3, 8, bias=True)), nn.ReLU(), weight_norm(n.conv(8, 4, bias=True)), n.bn(4), nn.ReLU())
     assert {("0.bias", "0.parametrizations.weight.original0"), ("2.parametrizations.weight.original0",)} <= set(found.groups)
