@@ -1,5 +1,6 @@
 """What `minibn.optim` refuses, as calls, errors and messages in full."""
 
+from copy import deepcopy
 from itertools import repeat
 
 import numpy as np
@@ -71,6 +72,9 @@ OPTIM = [
      "the state has nothing; SGD with 2 parameters needs steps, velocity/0, velocity/1"),
     (lambda: loaded({"steps": 0, **STATE}, shape=4), ValueError,
      "the state's velocity/0 has the shape (2,); SGD needs (4,)"),
+    (lambda: deepcopy(SGD([parameter()], (step for step in [Step(0.1)]))), TypeError,
+     "SGD cannot be copied, since its schedule cannot (cannot pickle 'generator' object); make another with a schedule of its "
+     "own, and give it this one's state by load_state_dict(state_dict())"),
     (lambda: loaded({"steps": 3, **STATE}, [Step(0.1)]), ValueError,
      "the schedule has 1 steps, but the state was saved after 3"),
     (lambda: Muon([parameter((2, 3)), parameter(3)], []), ValueError,

@@ -1,5 +1,6 @@
 """Ordinary mistakes that would give something else without a word, or an error that does not say what was wrong."""
 
+import copy
 from itertools import repeat
 
 import numpy as np
@@ -73,3 +74,62 @@ def test_names_that_are_one_string_or_none_are_refused():
     with pytest.raises(TypeError, match="group 'g' must be a list of names of parameters, got 'linear1.weight' of type str"):
         training.fit(model, training.convert(model, schedules.constant(0.1)).optimizers, np.ones((8, 8, 8, 1), "f4"),
                      np.zeros(8, int), epochs=1, batch_size=4, rng=np.random.default_rng(0), groups={"g": "linear1.weight"})
+
+
+def test_a_sequential_is_counted_and_sliced_as_a_list():
+    model = net()
+    names, modules = zip(*model.children(), strict=True)
+    assert model[-1] is modules[-1] is model["head"]
+    assert model[0] is modules[0]
+    assert model[np.int64(1)] is modules[1]
+    assert [name for name, _ in model[1:].children()] == list(names[1:])
+    assert list(model[1:]) == list(modules[1:])
+    x = np.ones((2, 8, 8, 1), "f4")
+    np.testing.assert_array_equal(model[2:](model[:2](x)), model(x))
+    for bad, error in ((9, IndexError), (-9, IndexError), (1.5, IndexError), ("none", KeyError)):
+        with pytest.raises(error, match=rf"Sequential has {len(names)} modules, .*; there is no {bad!r}"):
+            model[bad]
+
+
+def test_the_stride_of_a_window_is_its_size():
+    assert repr(nn.MaxPool2d(2, 2)) == repr(nn.MaxPool2d(2)) == "MaxPool2d(2)"
+    for pool in (nn.MaxPool2d, nn.AvgPool2d):
+        with pytest.raises(ValueError, match=f"{pool.__name__}: stride must be kernel_size, .* got kernel_size=3, stride=2"):
+            pool(3, 2)
+
+
+@pytest.mark.parametrize("bad", [nn.RMSNorm(4), True, "rms"])
+def test_a_qk_norm_that_is_not_called_as_one_is_refused(bad):
+    with pytest.raises(TypeError, match=r"qk_norm must make a module, called as qk_norm\(D\) .*, such as nn.RMSNorm; got"):
+        nn.CausalSelfAttention(8, 2, qk_norm=bad, rng=np.random.default_rng(0))
+
+
+def test_a_copy_of_an_optimiser_has_parameters_of_its_own_or_is_refused_in_words():
+    model = net()
+    with pytest.raises(TypeError, match="SGD cannot be copied, since its schedule cannot .*generator.*load_state_dict"):
+        copy.deepcopy(SGD(model.parameters(), schedules.cosine(0.1, 5)))
+    both = copy.deepcopy((model, SGD(model.parameters(), [Step(0.1)] * 3)))
+    assert both[1].parameters == both[0].parameters()
+    assert both[1].parameters[0] is not model.parameters()[0]
+    assert both[1].step() == Step(0.1)
+
+
+@pytest.mark.parametrize(("validation", "message"), [
+    ((np.ones((4, 8, 8, 1), "f4"), np.full(4, 10)), "labels from 0 to 9 for 10 classes, got 10 to 10"),
+    ((np.ones((4, 8, 8, 1), "f4"), np.zeros((4, 1), int)), r"the labels of validation have the shape \(4, 1\), those of"),
+    ((np.ones((4, 7, 7, 1), "f4"), np.zeros(4, int)), "needs input of shape"),
+    ((np.ones((4, 8, 8, 1)), np.zeros(4, int)), "parameters but its input is float64")])
+def test_validation_data_that_do_not_fit_are_refused_before_the_first_step(validation, message):
+    model, digits = net(), np.random.default_rng(0).standard_normal((64, 8, 8, 1)).astype("f4")
+    before = model.state_dict()
+    with pytest.raises((ValueError, TypeError), match=message):
+        training.fit(model, {"all": SGD(model.parameters(), schedules.constant(0.1))}, digits, np.zeros(64, int), epochs=1,
+                     batch_size=8, rng=np.random.default_rng(0), validation=validation, progress=False)
+    assert all(np.array_equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_masked_logits_give_their_loss_without_a_warning():
+    loss, logits = nn.CrossEntropy(), np.array([[-np.inf, 0.0, 1.0]])
+    with np.errstate(all="raise"):
+        assert loss(logits, np.array([1])) == pytest.approx(np.log(1 + np.e))
+        np.testing.assert_allclose(loss.backward(), [[0, 1 / (1 + np.e) - 1, np.e / (1 + np.e)]])

@@ -42,7 +42,7 @@ class CausalSelfAttention(Module):
 
     Raises:
         ValueError: the input is not (N, T, C), or heads do not divide as they must.
-        TypeError: the input's dtype is not the weights'.
+        TypeError: the input's dtype is not the weights', or qk_norm makes no modules.
         RuntimeError: backward before forward.
     """
 
@@ -56,6 +56,9 @@ class CausalSelfAttention(Module):
         if num_features % num_heads or num_heads % kv_heads:
             raise ValueError("CausalSelfAttention: num_heads must divide num_features, and num_kv_heads num_heads; got "
                              f"num_features={num_features}, num_heads={num_heads}, num_kv_heads={num_kv_heads}")
+        if isinstance(qk_norm, Module) or not (qk_norm is None or callable(qk_norm)):
+            raise TypeError("CausalSelfAttention: qk_norm must make a module, called as qk_norm(D) for q and for k, such as "
+                            f"nn.RMSNorm; got {qk_norm!r}")
         size = num_features // num_heads
         rope = None if rope is None else arguments.number("CausalSelfAttention: rope", rope)
         if rope is not None and (size % 2 or not 1 < rope < math.inf):

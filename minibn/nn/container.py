@@ -1,8 +1,10 @@
 """Sequential and Residual: modules made of modules."""
 
+import operator
 from collections.abc import Iterator
+from typing import Any
 
-from minibn import kernels
+from minibn import arguments, kernels
 from minibn.backend import Array
 from minibn.degree import Degree
 from minibn.nn.module import Module
@@ -33,9 +35,18 @@ class Sequential(Module):
     def children(self) -> list[tuple[str, Module]]:
         return list(self._modules.items())
 
-    def __getitem__(self, name: str | int) -> Module:
-        """The submodule of this name or number."""
-        return self._modules[str(name)]
+    def __getitem__(self, name: str | int | slice) -> Any:
+        """The submodule of this name or number; for a slice, a Sequential of these submodules, with the names they have here."""
+        if isinstance(name, slice):
+            return Sequential(**dict(self.children()[name]))
+        names = list(self._modules)
+        if name in names:
+            return self._modules[str(name)]
+        try:
+            return self._modules[names[operator.index(name)]]  # type: ignore[arg-type]  # or TypeError
+        except (TypeError, IndexError):
+            raise (KeyError if isinstance(name, str) else IndexError)(
+                f"Sequential has {len(names)} modules, {arguments.short(names)}; there is no {name!r}") from None
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())

@@ -59,7 +59,11 @@ class Module:
     _kept: Any = None  # (shape, dtype and library of the output, what `forward` kept, copies of it inside `plain()`)
 
     def forward(self, x: Array) -> Array:
-        """The module's output for input `x`; keeps what `backward` needs."""
+        """The module's output for input `x`; keeps what `backward` needs.
+
+        `backward` needs the weights of this call, too: do not change them in between, or the
+        gradient in the input is wrong.
+        """
         raise TypeError(f"{type(self).__name__} must define forward(x)")
 
     def backward(self, dy: Array) -> Array:

@@ -51,8 +51,11 @@ class GlobalAvgPool(Module):
 class _WindowPool(Module):
     """Windows of k x k pixels, side by side; rows and columns left over at the end are ignored, as in PyTorch."""
 
-    def __init__(self, kernel_size: int) -> None:
+    def __init__(self, kernel_size: int, stride: int | None = None) -> None:
         self.kernel_size = arguments.whole(f"{type(self).__name__}: kernel_size", kernel_size, 1)
+        if stride is not None and stride != self.kernel_size:
+            raise ValueError(f"{type(self).__name__}: stride must be kernel_size, or None: windows lie side by side here; got "
+                             f"kernel_size={self.kernel_size}, stride={stride!r}")
 
     def _check(self, x):
         self._check_input(x, ("N", "H", "W", "C"))
@@ -71,8 +74,12 @@ class _WindowPool(Module):
 class AvgPool2d(_WindowPool):
     """Mean of each k x k window: (N, H, W, C) -> (N, H // k, W // k, C). Backward: `dy / k²` to each of its pixels.
 
+    Args:
+        kernel_size: k.
+        stride: k or None, for PyTorch's `(2, 2)`.
+
     Raises:
-        ValueError: the input is not (N, H, W, C), or smaller than a window.
+        ValueError: the input is not (N, H, W, C), or smaller than a window; or another stride.
         RuntimeError: backward before forward.
     """
 
@@ -93,8 +100,12 @@ class MaxPool2d(_WindowPool):
 
     Backward: dy to the pixel that was largest, the first of them if several are, as in PyTorch.
 
+    Args:
+        kernel_size: k.
+        stride: k or None, for PyTorch's `(2, 2)`.
+
     Raises:
-        ValueError: the input is not (N, H, W, C), or smaller than a window.
+        ValueError: the input is not (N, H, W, C), or smaller than a window; or another stride.
         RuntimeError: backward before forward.
     """
 

@@ -6,6 +6,7 @@ a list, an `itertools.islice` of either. It need not know how long training is. 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from itertools import islice
 from math import inf
@@ -174,6 +175,20 @@ class Optimizer(Generic[S]):
             setattr(self, entry, arrays)
         self.steps += 1
         self.last = step
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy with parameters and a schedule of its own.
+
+        Raises:
+            TypeError: the schedule is a generator, which cannot be copied.
+        """
+        made = memo[id(self)] = object.__new__(type(self))
+        try:
+            vars(made).update(deepcopy(vars(self), memo))
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__} cannot be copied, since its schedule cannot ({error}); make another with a "
+                            "schedule of its own, and give it this one's state by load_state_dict(state_dict())") from error
+        return made
 
     def as_taken(self, steps: Iterable[S]) -> Iterable[S]:
         """What `last` is after each of `steps`, the schedule's first steps: the step itself, except in a converted optimiser."""

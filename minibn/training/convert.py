@@ -111,8 +111,13 @@ def split(model: nn.Module, invariant: Iterable[Any], rest: Iterable[Any] | None
 
 def _chosen(model, method, names):
     """`names`; if there are none, for a method that trains matrices only, all groups of matrices."""
-    if names is not None or not method.others:
+    if names is not None:
+        names = list(arguments.iterable("names", names, "a list of names of parameters, such as ['linear1.weight']"))
+        if not names:
+            raise ValueError("names is empty; give the names of the parameters to convert, or None for all that can be")
         return names
+    if not method.others:
+        return None
     parameters = dict(model.named_parameters())
     groups = [group for group in symmetries(model).groups if all(len(parameters[name].data.shape) > 1 for name in group)]
     return [name for group in groups for name in group]
@@ -121,10 +126,6 @@ def _chosen(model, method, names):
 def assign(model: nn.Module, invariant: Make, rest: Make | None, names: Iterable[str] | None = None) -> Conversion:
     """Like `split`, but with functions in place of the schedules. Each makes the optimiser from a list of parameters."""
     found = symmetries(model)
-    if names is not None:
-        names = list(arguments.iterable("names", names, "a list of names of parameters, such as ['linear1.weight']"))
-        if not names:
-            raise ValueError("names is empty; give the names of the parameters to convert, or None for all that can be")
     chosen = {name for group in found.groups for name in group} if names is None else set(names)
     if not chosen or not found.is_scale_invariant(chosen):
         listed = sorted(chosen, key=found.names.index)

@@ -14,7 +14,7 @@ from minibn.backend import Array
 from minibn.optim import Optimizer
 from minibn.progress import bar
 from minibn.training import checkpoint, fingerprint, interruption
-from minibn.training.evaluation import accuracy, evaluate
+from minibn.training.evaluation import accuracy, evaluate, predict
 from minibn.training.history import History
 from minibn.training.recorder import Recorder, measure, names_of, watch, weights
 from minibn.training.rescue import LastStep, rescued
@@ -117,6 +117,8 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
         if not optimizer.is_where_its_parameters_are():
             raise ValueError(f"the optimiser of group {group!r} was made before its parameters moved; make it after model.to")
     watched = watch(model, optimizers, groups or {})
+    if validation:
+        _check_validation(model, loss, y, *validation)
     run = {"settings": settings, "examples": x.shape[0], "shape": x.shape[1:], "dtype": backend.dtype_name(x),
            "data": None if path is None else fingerprint.of(x, y),
            "batch_size": batch_size, "drop_last": drop_last, "augment": fingerprint.of_function(augment),
@@ -180,6 +182,16 @@ def _check(loss, augment, validation, **flags):
         if not isinstance(validation, (tuple, list)) or len(validation) != 2:
             raise TypeError("validation must be a pair (x, y)")
         data.check_examples(*validation)
+
+
+def _check_validation(model, loss, y, x_validation, y_validation):
+    """Raise what the evaluation after the first epoch would raise about the data, now."""
+    if y_validation.shape[1:] != y.shape[1:]:
+        raise ValueError(f"the labels of validation have the shape {tuple(y_validation.shape)}, those of training "
+                         f"{tuple(y.shape)}; each example must have one of the same shape")
+    outputs = predict(model, x_validation[:2, ...])
+    if hasattr(loss, "check"):
+        loss.check(outputs, y_validation)
 
 
 def _batches(x: Array, y: Array, first: int, last: int, per_epoch: int, rng: Generator,

@@ -20,7 +20,7 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     onehot = xp.where(xp.any(onehot > 0, axis=1, keepdims=True), onehot, xp.full_like(onehot, math.nan))
     z = logits - xp.max(logits, axis=1, keepdims=True)
     total = xp.sum(xp.exp(z), axis=1)
-    right = xp.sum(xp.where(onehot == 0, zero(z), onehot * z), axis=1)
+    right = xp.sum(onehot * xp.where(onehot == 0, zero(z), z), axis=1)  # a logit of another class may be -inf
     return xp.mean(xp.log(total) - right), (xp.exp(z) / total[:, None] - onehot) / n
 
 
