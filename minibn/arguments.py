@@ -55,9 +55,24 @@ def _other_kind(name, value, of):
     return TypeError(f"{name} must be {of}, got {short(value)} of type {type(value).__name__}")
 
 
-def for_each_step(value: Any, checked: Callable[[Any], float]) -> Iterator[float]:
-    """A number for each step, from one number or an iterable of them. `checked` makes a float of each, or raises."""
-    return map(checked, value) if _is_iterable(value) else repeat(checked(value))
+def for_each_step(name: str, value: Any, checked: Callable[[Any], float]) -> Iterator[float]:
+    """A number for each step, from one number or an iterable of them. `checked` makes a float of each, or raises.
+
+    Raises:
+        ValueError: at the step for which there is none.
+    """
+    if not _is_iterable(value):
+        return repeat(checked(value))
+
+    def numbers():
+        given = 0
+        for one in value:
+            given += 1
+            yield checked(one)
+        raise ValueError(f"{name} has {given} numbers, and the schedule has more steps; give a number for each step, or one "
+                         "for all")
+
+    return numbers()
 
 
 def _is_iterable(value):
@@ -147,6 +162,25 @@ def array(name: str, value: Any) -> None:
     except TypeError as error:
         raise TypeError(f"{name} must be an array of NumPy, CuPy or PyTorch, got {type(value).__module__}."
                         f"{type(value).__qualname__}; give np.asarray({name})") from error
+
+
+def same_library(owner: str, what: str, library: str, other: str, value: Any) -> None:
+    """Raise TypeError unless the array `value`, called `other`, is of `library`, a `library_of`, which is that of `what`."""
+    if (found := library_of(value)) != library:
+        raise TypeError(f"{owner}: the library of its {what} is {library}, that of {other} is {found}; move one of them, with "
+                        f"model.to({found!r}) or minibn.backend.move")
+
+
+def library_of(value: Any) -> str:
+    """The name of an array's library, such as "numpy"."""
+    return array_namespace(value).__name__.rsplit(".", 1)[-1]
+
+
+def real_array(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is an `array` of floating-point numbers or integers."""
+    array(name, value)
+    if not array_namespace(value).isdtype(value.dtype, ("real floating", "integral")):
+        raise TypeError(f"{name} must hold real numbers, got an array of {str(value.dtype).rsplit('.', 1)[-1]}")
 
 
 def frame(value: Any, kind: Any) -> Any:

@@ -30,6 +30,7 @@ from array_api_compat import (
     is_cupy_namespace,
     is_numpy_array,
     is_torch_array,
+    is_torch_namespace,
     to_device,
 )
 
@@ -121,7 +122,14 @@ def convert(x: Array, xp: Namespace | None = None, dtype: str | None = None, dev
     x = detach(x)
     own = array_namespace(x)
     xp = own if xp is None else array_namespace(xp.empty(0))
-    dtype = getattr(xp, dtype or dtype_name(x))
+    if is_numpy_array(x) and not x.dtype.isnative:  # of another byte order, which no other library has
+        x = x.astype(x.dtype.newbyteorder("="))
+    name = dtype or dtype_name(x)
+    if xp is not own and is_torch_namespace(xp):  # which has next to no functions of these
+        if name == "uint64" and (to_numpy(x) > np.iinfo(np.int64).max).any():
+            raise ValueError("a uint64 above the largest int64 cannot be moved to PyTorch, which computes with int64")
+        name = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}.get(name, name)
+    dtype = getattr(xp, name)
     if xp is not own:
         return xp.asarray(to_numpy(x), dtype=dtype, device=device, copy=True)
     return xp.astype(x if device is None else to_device(x, device), dtype, copy=True)

@@ -6,6 +6,7 @@ step. Momentum γ and weight decay λ stay constant. A schedule can be read once
 optimiser.
 """
 
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -92,7 +93,7 @@ def step_decay(lr: float, milestones: Iterable[int], factor: float = 0.1, *, mom
     """
     given = arguments.iterable("step_decay: milestones", milestones, "a list of step numbers")
     drops = [arguments.number("step_decay: a milestone", milestone) for milestone in given]
-    if not all(a < b < math.inf for a, b in zip([-1, *drops], drops, strict=False)):
+    if not all(a < b < math.inf for a, b in itertools.pairwise([-math.inf, *drops])) or min(drops, default=0) < 0:
         raise ValueError(f"step_decay: milestones must be increasing step numbers of at least 0, got {milestones}")
     factor = _at_least(0, "step_decay: factor", factor)
     first = _step(lr, momentum, weight_decay)

@@ -151,6 +151,12 @@ EQUIVALENCE = [
     (lambda: clip_global_norm([SGD([parameter()], remove_weight_decay([]))], 1.0), ValueError,
      "clip_global_norm: this SGD follows a converted schedule, and does not know its P. Give scales, with frame_after(schedule, "
      "steps).scale for it, or make it with training.convert or equivalence.converted_for"),
+    (lambda: undecayed(Lion([parameter()], [])).load_state_dict({"scale": -1.0}), ValueError,
+     "the state's scale must be a finite number above 0, got -1.0"),
+    (lambda: undecayed(Lion([parameter()], [])).load_state_dict({"scale": float("nan")}), ValueError,
+     "the state's scale must be a finite number above 0, got nan"),
+    (lambda: list(texp([(float("inf"), 0.1), (2, 0.01)], momentum=0.0, weight_decay=0.0)), ValueError,
+     "phases after an endless one are never reached; give the others a number of steps, got [(inf, 0.1), (2, 0.01)]"),
     (lambda: undecayed(undecayed(Lion([parameter()], []))), TypeError,
      "this optimiser is converted already: use its add() to go back first"),
     (lambda: undecayed(Lion([parameter()], []), band=1.0), ValueError,

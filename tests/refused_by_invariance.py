@@ -18,6 +18,12 @@ def linear():
 INVARIANCE = [
     (lambda: probe(lambda p: 0.0, {"w": np.ones(1), "v": np.ones(1)}, ["u", "w", "a"]), ValueError,
      "no parameters named ['a', 'u']; there are ['w', 'v']"),
+    (lambda: probe(lambda p: p["w"], {"w": np.ones(1)}, []), ValueError,
+     "probe has nothing to scale with names=[]; give the name of a parameter"),
+    (lambda: probe(lambda p: p["w"], {"w": np.ones(1)}, {"w": 0.0}), ValueError,
+     "probe has nothing to scale with names={'w': 0.0}; give the name of a parameter"),
+    (lambda: probe(lambda p: p["w"], {"w": np.ones(1)}, "w"), TypeError,
+     "probe: names must be a list of names of parameters, or a dict of exponents, got 'w' of type str"),
     (lambda: probe(lambda p: 0.0, {"w": np.ones(1)}, scales=[1.0]), ValueError,
      "probe needs scales above 0 and other than 1, got 1.0"),
     (lambda: probe(lambda p: 0.0, {"w": np.ones(1)}, scales=[]), ValueError,

@@ -51,9 +51,12 @@ def test_a_whole_number_of_any_kind_is_a_batch_size():
     assert data.check_batch_size(np.int32(3)) == 3
 
 
-@pytest.mark.parametrize(("x", "padding"), [(X[0], 4), (X, -1)])
-def test_what_cannot_be_cropped(x, padding):
-    with pytest.raises(ValueError, match="crop_flip needs images .N, H, W, C. and a padding of at least 0"):
+@pytest.mark.parametrize(("x", "padding", "message"), [
+    (X[0], 4, r"crop_flip needs images \(N, H, W, C\), got"),
+    (X, -1, "crop_flip: padding must be a whole number of at least 0, got -1"),
+    (X, 1.5, "crop_flip: padding must be a whole number of at least 0, got 1.5")])
+def test_what_cannot_be_cropped(x, padding, message):
+    with pytest.raises(ValueError, match=message):
         data.crop_flip(x, rng=np.random.default_rng(0), padding=padding)
 
 

@@ -63,8 +63,16 @@ def test_empty_and_unequal_data():
         data.batches(np.empty((0, 2)), np.empty(0), 1, rng=rng)
     with pytest.raises(ValueError, match="same number of examples, got 3 and 2"):
         data.batches(np.ones((3, 2)), np.ones(2), 1, rng=rng)
-    with pytest.raises(ValueError, match="count, size, channels and num_classes must be at least 1, got 0, 8, 1, 10"):
+    with pytest.raises(ValueError, match="synthetic: count must be a whole number of at least 1, got 0"):
         data.synthetic(0, rng=rng)
+    with pytest.raises(ValueError, match="synthetic: size must be a whole number of at least 1, got 2.5"):
+        data.synthetic(3, size=2.5, rng=rng)
+
+
+@pytest.mark.parametrize("dtype", ["foo", "int32", bool])
+def test_pixels_are_of_a_floating_dtype(dtype):
+    with pytest.raises(ValueError, match="dtype must be float32 or float64, got .*: normalised pixels are fractions"):
+        data.digits(dtype)
 
 
 def test_crop_flip_gives_a_crop_of_the_padded_image():

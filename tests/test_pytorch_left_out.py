@@ -75,6 +75,13 @@ def test_biases_that_a_later_norm_takes_out_do_not_spoil_the_test_of_the_weights
     assert max(found.gaps) < 1e-12
 
 
+def test_what_a_norm_takes_out_may_be_a_factor_as_well():
+    """That of weight_norm in the second layer cancels, as a bias does. Without it there is no signal to test the first with."""
+    weight_norm = nn.utils.parametrizations.weight_norm
+    _, found = measured(weight_norm(n.conv(3, 8, bias=True)), nn.ReLU(), weight_norm(n.conv(8, 4, bias=True)), n.bn(4), nn.ReLU())
+    assert {("0.bias", "0.parametrizations.weight.original0"), ("2.parametrizations.weight.original0",)} <= set(found.groups)
+
+
 def test_a_linear_bottleneck_keeps_its_own_norm_as_it_is_and_no_other():
     bottleneck = [n.conv(3, 4), n.bn(4), n.conv(4, 4, 1), n.bn(4), nn.ReLU()]
     nn.init.constant_(bottleneck[1].bias, 0.5)

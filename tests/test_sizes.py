@@ -92,3 +92,11 @@ def test_modules_are_made_of_modules():
     for bad in (3, None, [1.0], np.ma.masked_array([1.0])):
         with pytest.raises(TypeError, match="data (must be an array|is a masked array)"):
             nn.Parameter(bad)
+
+
+@pytest.mark.parametrize("bad", ["no", "False", [], 2])
+def test_each_position_is_none_true_or_false(bad):
+    """The string "no" would count as True, which is another normalisation."""
+    with pytest.raises(ValueError, match="each_position must be True or False, got"):
+        nn.LayerNorm(4, each_position=bad)
+    assert [nn.LayerNorm(4, each_position=good).per for good in (None, False, True)] == ["image", "image", "position"]

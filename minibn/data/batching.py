@@ -31,7 +31,8 @@ def batches(x: Array, y: Array, batch_size: int, *, rng: Generator, drop_last: b
     """
     n = _check_lengths(x, y)
     arguments.generator(rng)
-    if check_batch_size(batch_size) > n:
+    batch_size = check_batch_size(batch_size)
+    if batch_size > n:
         raise ValueError(f"batch_size must lie between 1 and the number of examples, {n}; got {batch_size}")
 
     def epoch():
@@ -60,11 +61,13 @@ def crop_flip(x: Array, *, rng: Generator, padding: int = 4) -> Array:
 
     Raises:
         TypeError: x is not an array, or has a mask.
-        ValueError: x does not hold images (N, H, W, C), or a negative padding.
+        ValueError: x does not hold images (N, H, W, C), or padding is no whole number of at
+            least 0.
     """
     check_array("x", x)
-    if x.ndim != 4 or padding < 0:
-        raise ValueError(f"crop_flip needs images (N, H, W, C) and a padding of at least 0, got {tuple(x.shape)} and {padding}")
+    padding = arguments.whole("crop_flip: padding", padding, 0)
+    if x.ndim != 4:
+        raise ValueError(f"crop_flip needs images (N, H, W, C), got {tuple(x.shape)}")
     xp = array_namespace(x)
     n, height, width, channels = x.shape
     padded = xp.zeros((n, height + 2 * padding, width + 2 * padding, channels), dtype=x.dtype, device=device(x))

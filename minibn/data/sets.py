@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
+from minibn import arguments
 from minibn.data import cifar10_files, fashion_mnist_files
 
 TRAIN_IMAGES, TEST_IMAGES = 1437, 360  # of the digits
@@ -115,10 +116,12 @@ def synthetic(count: int, *, size: int = 8, channels: int = 1, num_classes: int 
 
     Returns:
         x (N, size, size, channels) of `dtype`, y (N,) int64.
+
+    Raises:
+        ValueError: a number is not whole, or below 1.
     """
-    if min(count, size, channels, num_classes) < 1:
-        raise ValueError("synthetic: count, size, channels and num_classes must be at least 1, "
-                         f"got {count}, {size}, {channels}, {num_classes}")
+    given = {"count": count, "size": size, "channels": channels, "num_classes": num_classes}
+    count, size, channels, num_classes = (arguments.whole(f"synthetic: {name}", value, 1) for name, value in given.items())
     patterns = rng.standard_normal((num_classes, size, size, channels))
     y = rng.integers(num_classes, size=count)
     x = patterns[y] + noise * rng.standard_normal((count, size, size, channels))
@@ -126,7 +129,11 @@ def synthetic(count: int, *, size: int = 8, channels: int = 1, num_classes: int 
 
 
 def _check_dtype(dtype):
-    if np.dtype(dtype).kind != "f":
+    try:
+        floating = np.dtype(dtype).kind == "f"
+    except TypeError:  # no dtype at all
+        floating = False
+    if not floating:
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}: normalised pixels are fractions")
 
 

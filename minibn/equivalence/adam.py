@@ -126,7 +126,7 @@ def adam_with_decay(schedule: Iterable[AdamStep], weight_decay: float | Iterable
         [(0.1, 0.9, 0.99), (0.1, 0.9, 0.99), (0.1, 0.9, 0.99)]
     """
     frame = arguments.frame(frame, AdamFrame)
-    decays = arguments.for_each_step(weight_decay, lambda number: AdamStep(0.0, weight_decay=number).weight_decay)
+    decays = arguments.for_each_step("weight_decay", weight_decay, lambda number: AdamStep(0.0, weight_decay=number).weight_decay)
     for step, decay in zip(steps_of(schedule, AdamStep), decays, strict=False):
         restated, frame = add_adam_step(step, frame, decay)
         yield restated

@@ -179,8 +179,11 @@ class Reframed(Optimizer[S]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, as `Optimizer.load_state_dict`; the state of an ordinary run has P = 1."""
+        scale = arguments.number("the state's scale", state.get("scale", 1.0)) if isinstance(state, Mapping) else 1.0
+        if not 0 < scale < inf:
+            raise ValueError(f"the state's scale must be a finite number above 0, got {scale}")
         self.optimizer.load_state_dict({name: value for name, value in state.items() if name != "scale"})
-        self.steps, self.scale = self.optimizer.steps, float(state.get("scale", 1.0))
+        self.steps, self.scale = self.optimizer.steps, scale
 
 
 def _rescaling(scale, band):

@@ -97,8 +97,8 @@ def texp(phases: Phases, *, momentum: float, weight_decay: float) -> Iterator[St
         Step, without weight decay and without kicks.
 
     Raises:
-        ValueError: a phase has no growth rate (η_I λ above (1 - √γ)²), or a number of steps below 1
-            or not whole.
+        ValueError: a phase has no growth rate (η_I λ above (1 - √γ)²), a number of steps is below 1
+            or not whole, or a phase follows an endless one.
         OverflowError: at the step where lr leaves float range.
 
     Example:
@@ -177,6 +177,8 @@ def _checked(phases):
                for phase in given if pairs]
     if not numbers or any(not steps >= 1 or (steps != math.inf and steps != int(steps)) for steps, _ in numbers):
         raise ValueError(f"phases must be a list of (steps, lr) with whole numbers of steps of at least 1, got {given}")
+    if any(steps == math.inf for steps, _ in numbers[:-1]):
+        raise ValueError(f"phases after an endless one are never reached; give the others a number of steps, got {given}")
     return numbers
 
 

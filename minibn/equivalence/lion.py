@@ -115,7 +115,7 @@ def lion_with_decay(schedule: Iterable[LionStep], weight_decay: float | Iterable
         [(0.1, 0.9, 0.99), (0.1, 0.9, 0.99), (0.1, 0.9, 0.99)]
     """
     frame = arguments.frame(frame, LionFrame)
-    decays = arguments.for_each_step(weight_decay, lambda number: LionStep(0.0, weight_decay=number).weight_decay)
+    decays = arguments.for_each_step("weight_decay", weight_decay, lambda number: LionStep(0.0, weight_decay=number).weight_decay)
     for step, decay in zip(steps_of(schedule, LionStep), decays, strict=False):
         restated, frame = add_lion_step(step, frame, decay)
         yield restated

@@ -185,8 +185,8 @@ def add_weight_decay(schedule: Schedule, weight_decay: float | Iterable[float], 
         [0.0952, 0.1032, 0.111]
     """
     given, frame = steps_of(schedule, Step), arguments.frame(frame, Frame)
-    decays = arguments.for_each_step(weight_decay, lambda number: Step(0.0, weight_decay=number).weight_decay)
-    shrinks = arguments.for_each_step(shrink, lambda number: Step(0.0, shrink=number).shrink)
+    decays = arguments.for_each_step("weight_decay", weight_decay, lambda number: Step(0.0, weight_decay=number).weight_decay)
+    shrinks = arguments.for_each_step("shrink", shrink, lambda number: Step(0.0, shrink=number).shrink)
 
     def steps(frame):
         for t, (step, decay, part) in enumerate(zip(given, decays, shrinks, strict=False)):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minibn import arguments
+
 
 class Probe(NamedTuple):
     """What `probe` measured, each relative to the size of what was compared.
@@ -42,7 +44,7 @@ def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarra
         Probe: for each of the three the worst gap over all `scales`; NaN if f is not finite.
 
     Raises:
-        ValueError: a name is unknown, or `scales` has nothing to try.
+        ValueError: a name is unknown, or `names` or `scales` have nothing to try.
 
     Example:
         >>> w = {"a": np.array([3.0, 4.0]), "b": np.array([1.0])}
@@ -51,10 +53,14 @@ def probe(f: Callable[[dict[str, Any]], Any], parameters: Mapping[str, np.ndarra
         >>> probe(lambda p: p["a"] / np.linalg.norm(p["a"]) + p["b"], w).is_scale_invariant()
         False
     """
+    if names is not None and not isinstance(names, Mapping):
+        names = arguments.iterable("probe: names", names, "a list of names of parameters, or a dict of exponents")
     exponents = dict(names) if isinstance(names, Mapping) else dict.fromkeys(parameters if names is None else names, 1.0)
     unknown = sorted(set(exponents) - set(parameters))
     if unknown:
         raise ValueError(f"no parameters named {unknown}; there are {list(parameters)}")
+    if not any(exponents.values()):
+        raise ValueError(f"probe has nothing to scale with names={names!r}; give the name of a parameter")
     value, gradients = _value_and_gradients(f, parameters)
     gradient_size = _norm(gradients.values())
     chosen = [(float(exponents[n]) * g, parameters[n]) for n, g in gradients.items() if n in exponents]

@@ -1,4 +1,4 @@
-"""Activations: ReLU, Square, GELU and SiLU, of any shape."""
+"""Activations: ReLU, Square, GELU and SiLU, of any shape and a floating dtype."""
 
 from minibn import kernels
 from minibn.backend import Array
@@ -14,6 +14,7 @@ class ReLU(Module):
 
     def forward(self, x: Array) -> Array:
         """The same shape as x."""
+        self._check_floating(x)
         y = kernels.of(x).relu(x)
         return self.keep(y, y)
 
@@ -35,6 +36,7 @@ class Square(Module):
 
     def forward(self, x: Array) -> Array:
         """The same shape as x."""
+        self._check_floating(x)
         return self.keep(kernels.of(x).square(x), x)
 
     def backward(self, dy: Array) -> Array:
@@ -59,6 +61,7 @@ class GELU(Module):
 
     def forward(self, x: Array) -> Array:
         """The same shape as x."""
+        self._check_floating(x)
         return self.keep(kernels.of(x).gelu(x), x)
 
     def backward(self, dy: Array) -> Array:
@@ -79,6 +82,7 @@ class SiLU(Module):
 
     def forward(self, x: Array) -> Array:
         """The same shape as x."""
+        self._check_floating(x)
         return self.keep(kernels.of(x).silu(x), x)
 
     def backward(self, dy: Array) -> Array:

@@ -18,10 +18,16 @@ class Sequential(Module):
 
     Raises:
         TypeError: an argument is not a Module.
+        ValueError: a name is the number of another module, is empty, or has a dot.
     """
 
     def __init__(self, *modules: Module, **named: Module) -> None:
-        self._modules = {**{str(i): module for i, module in enumerate(modules)}, **named}
+        numbered = {str(i): module for i, module in enumerate(modules)}
+        for name in named:
+            if name in numbered or not name or "." in name:
+                raise ValueError(f"Sequential: {name!r} cannot be the name of a module, since "
+                                 f"{'one of the others has it' if name in numbered else 'names have no dots and are not empty'}")
+        self._modules = {**numbered, **named}
         _check_modules("Sequential", self._modules)
 
     def children(self) -> list[tuple[str, Module]]:

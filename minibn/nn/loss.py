@@ -31,6 +31,7 @@ class _Loss:
     def __call__(self, scores: Array, labels: Array) -> Array:
         arguments.array("scores", scores)
         arguments.array("labels", labels)
+        arguments.same_library(type(self).__name__, "scores", arguments.library_of(scores), "the labels", labels)
         return self.forward(scores, labels)
 
     def forward(self, scores: Array, labels: Array) -> Array:

@@ -56,7 +56,7 @@ class Module:
 
     buffers: tuple[str, ...] = ()
     training = True
-    _kept: Any = None  # (shape and dtype of the output, what `forward` kept, copies of it inside `plain()`)
+    _kept: Any = None  # (shape, dtype and library of the output, what `forward` kept, copies of it inside `plain()`)
 
     def forward(self, x: Array) -> Array:
         """The module's output for input `x`; keeps what `backward` needs."""
@@ -186,7 +186,7 @@ class Module:
         Nothing is changed unless all of it fits.
 
         Raises:
-            TypeError: `state` is no dict of arrays.
+            TypeError: `state` is no dict of arrays of real numbers.
             ValueError: names are missing or unknown, or a shape differs.
         """
         own = self.state_dict()
@@ -195,7 +195,7 @@ class Module:
         if missing or unknown:
             raise ValueError(f"state does not fit {type(self).__name__}: missing {missing}, unknown {unknown}")
         for name, value in own.items():
-            arguments.array(f"state[{name!r}]", state[name])
+            arguments.real_array(f"state[{name!r}]", state[name])
             if tuple(value.shape) != tuple(state[name].shape):
                 raise ValueError(f"{name} must have shape {tuple(value.shape)}, got {tuple(state[name].shape)}")
         for name, parameter in self.named_parameters():
@@ -211,7 +211,7 @@ class Module:
         The arrays are kept, not copied: do not change them in place before `backward` has run.
         Inside `minibn.plain()` such a change is noticed.
         """
-        self._kept = (tuple(y.shape), y.dtype), values, _copies(values) if kernels.is_plain() else None
+        self._kept = (tuple(y.shape), y.dtype, arguments.library_of(y)), values, _copies(values) if kernels.is_plain() else None
         return y
 
     def kept(self, dy: Array) -> tuple:
@@ -226,7 +226,8 @@ class Module:
         if self._kept is None:
             raise RuntimeError(f"{self}.backward was called before forward: every backward needs a forward of its own "
                                "(and a module can stand at one place of a network only)")
-        (shape, dtype), values, copies = self._kept
+        (shape, dtype, library), values, copies = self._kept
+        arguments.same_library(f"{self}.backward", "output", library, "dy", dy)
         if tuple(dy.shape) != shape:
             raise ValueError(f"{self}.backward needs dy of the output's shape {shape}, got {tuple(dy.shape)}")
         if dy.dtype != dtype:
@@ -248,11 +249,17 @@ class Module:
             wanted = ", ".join(str(n) for n in shape)
             raise ValueError(f"{self} needs input of shape ({wanted}), got {given}; images are channels last "
                              "and no axis may be empty")
-        if not is_floating(x):
-            raise TypeError(f"{self} needs an input of floating dtype, got {backend.dtype_name(x)}")
+        self._check_floating(x)
+        if like is not None:
+            arguments.same_library(f"{self}", "parameters", arguments.library_of(like), "its input", x)
         if like is not None and x.dtype != like.dtype:
             raise TypeError(f"{self} has {backend.dtype_name(like)} parameters but its input is "
                             f"{backend.dtype_name(x)}; convert the input, or the module with .to(dtype=...)")
+
+    def _check_floating(self, x):
+        """Raise TypeError unless `x` holds floating-point numbers: integers would wrap around, and have no gradient."""
+        if not is_floating(x):
+            raise TypeError(f"{self} needs an input of floating dtype, got {backend.dtype_name(x)}")
 
     def __repr__(self):
         return f"{type(self).__name__}()"

@@ -37,9 +37,10 @@ class _Normalisation(Module):
                  dtype: str = "float32") -> None:
         name = type(self).__name__
         num_features, eps = arguments.of_norm(name, num_features, eps, affine, dtype)
-        if num_features % arguments.whole(f"{name}: num_groups", num_groups, 1):
+        num_groups = arguments.whole(f"{name}: num_groups", num_groups, 1)
+        if num_features % num_groups:
             raise ValueError(f"{name}: num_groups must divide num_features, got {num_groups} and {num_features}")
-        self.num_features, self.num_groups, self.eps = num_features, int(num_groups), eps
+        self.num_features, self.num_groups, self.eps = num_features, num_groups, eps
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
 
@@ -150,6 +151,8 @@ class LayerNorm(_Normalisation):
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *, each_position: bool | None = None,
                  dtype: str = "float32") -> None:
         super().__init__(1, num_features, eps, affine, dtype=dtype)
+        if each_position is not None:
+            arguments.yes_or_no(each_position=each_position)
         self.each_position = each_position
         self.per = "position" if each_position else "image"
 

@@ -237,7 +237,7 @@ class Optimizer(Generic[S]):
                              f"{_listed(wanted)}")
         steps = arguments.whole("the state's steps", flat["steps"], 0)
         for key in self.arrays():
-            arguments.array(f"the state's {key}", flat[key])
+            arguments.real_array(f"the state's {key}", flat[key])
         found = {key: tuple(flat[key].shape) for key in flat if key != "steps"}
         needed = {key: tuple(wanted[key].shape) for key in found}
         for key in found:

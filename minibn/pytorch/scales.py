@@ -14,7 +14,7 @@ import torch
 from minibn.pytorch.loss import Loss, inner, size
 
 RANGE = 8  # weights are multiplied by up to 2**8 and 2**-8: `band`
-AWAY = 2.0**-40  # what makes biases that cancel so small that they leave no rounding errors
+AWAY = 2.0**-16  # what makes biases that cancel so small that they leave next to no rounding errors
 EXACT = 1e-8  # a gap
 NOISE = 1e-9  # of the largest product: what rounding leaves of a bias that cancels, at 2**8 times its size
 APPROXIMATE = 0.1  # a gap above this one is no approximation any more

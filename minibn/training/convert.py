@@ -6,7 +6,7 @@ from functools import partial
 from itertools import tee
 from typing import Any
 
-from minibn import nn
+from minibn import arguments, nn
 from minibn.equivalence import optimizer_for
 from minibn.equivalence.methods import method_of
 from minibn.invariance import Symmetries, symmetries
@@ -121,6 +121,10 @@ def _chosen(model, method, names):
 def assign(model: nn.Module, invariant: Make, rest: Make | None, names: Iterable[str] | None = None) -> Conversion:
     """Like `split`, but with functions in place of the schedules. Each makes the optimiser from a list of parameters."""
     found = symmetries(model)
+    if names is not None:
+        names = list(arguments.iterable("names", names, "a list of names of parameters, such as ['linear1.weight']"))
+        if not names:
+            raise ValueError("names is empty; give the names of the parameters to convert, or None for all that can be")
     chosen = {name for group in found.groups for name in group} if names is None else set(names)
     if not chosen or not found.is_scale_invariant(chosen):
         listed = sorted(chosen, key=found.names.index)

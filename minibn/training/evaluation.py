@@ -48,7 +48,7 @@ def predict(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int |
     """
     arguments.of_kind("the model", model, nn.Module, "an nn.Module")
     data.check_array("x", x)
-    data.check_batch_size(batch_size)
+    batch_size = data.check_batch_size(batch_size)
     where = next(model.arrays(), None)
     with _mode(model, train=False), kernels.threads(threads):
         parts = [model(_part(x, i, batch_size, where)) for i in range(0, x.shape[0], batch_size)]
@@ -77,7 +77,7 @@ def update_bn(model: nn.Module, x: Array, *, batch_size: int = 256, threads: int
     arguments.of_kind("the model", model, nn.Module, "an nn.Module")
     data.check_array("x", x)
     check_finite("x", x)  # or the statistics would never be finite again
-    data.check_batch_size(batch_size)
+    batch_size = data.check_batch_size(batch_size)
     norms, where = [module for _, module in model.named_modules() if isinstance(module, nn.BatchNorm)], next(model.arrays(), None)
     with _mode(model, train=True), kernels.threads(threads):
         before = [(norm.momentum, norm.running_mean, norm.running_var) for norm in norms]

@@ -103,7 +103,10 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
     if not isinstance(model, nn.Module) or not isinstance(optimizers, Mapping) or not optimizers:
         raise TypeError("fit needs an nn.Module and a dict of optimisers, such as {'all': SGD(model.parameters(), schedule)}; "
                         f"got {type(model).__name__} and {arguments.short(optimizers)}")
-    _check(loss, epochs, every, max_steps, augment, validation, drop_last=drop_last, resume=resume, progress=progress)
+    epochs, every, batch_size = (arguments.whole(name, value, 1) for name, value in (
+        ("epochs", epochs), ("every", every), ("batch_size", batch_size)))
+    max_steps = None if max_steps is None else arguments.whole("max_steps", max_steps, 0)
+    _check(loss, augment, validation, drop_last=drop_last, resume=resume, progress=progress)
     jsonable.dumps(settings, "settings")
     data.check_examples(x, y)
     data.batches(x, y, batch_size, rng=rng)  # raises now, not at the first step
@@ -166,12 +169,8 @@ def fit(model: nn.Module, optimizers: Mapping[str, Optimizer], x: Array, y: Arra
     return history
 
 
-def _check(loss, epochs, every, max_steps, augment, validation, **flags):
-    """Raise what `fit` raises about its arguments, apart from the data."""
-    arguments.whole("epochs", epochs, 1)
-    arguments.whole("every", every, 1)
-    if max_steps is not None:
-        arguments.whole("max_steps", max_steps, 0)
+def _check(loss, augment, validation, **flags):
+    """Raise what `fit` raises about its arguments, apart from the data and the numbers."""
     arguments.yes_or_no(**flags)
     if isinstance(loss, type) or not callable(loss):
         raise TypeError(f"loss must be an object that computes a loss, such as nn.CrossEntropy(), got {loss!r}")

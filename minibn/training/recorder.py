@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from minibn import backend, monitor, nn
+from minibn import arguments, backend, monitor, nn
 from minibn.backend import Array
 from minibn.optim import Optimizer
 from minibn.training.apart import check_apart
@@ -50,7 +50,7 @@ def watch(model: nn.Module, optimizers: Mapping[str, Optimizer], groups: Mapping
                              "or of an earlier model; make the optimisers from the parameters of the model that is trained")
     owner = {id(p): sgd for sgd in optimizers.values() for p in sgd.parameters}
     for name, members in groups.items():
-        members = list(members)
+        members = list(arguments.iterable(f"group {name!r}", members, "a list of names of parameters"))
         if name in optimizers or not members or not set(members) <= parameters.keys():
             raise ValueError(f"group {name!r} of {members} needs a name that no optimiser has, and names of parameters; "
                              f"optimisers are {list(optimizers)}, parameters {list(parameters)}")
