@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import io
 import math
 import re
 import warnings
@@ -11,7 +12,7 @@ from itertools import chain, islice
 from numbers import Integral
 from typing import Any, TextIO, TypeVar
 
-from minibn import tables
+from minibn import arguments, tables
 from minibn.backend import array_namespace, device
 from minibn.equivalence.methods import METHODS
 from minibn.optim import Schedule, Step, StepNumbers
@@ -110,8 +111,7 @@ def number_functions(schedule: Iterable[StepNumbers], steps: int) -> dict[str, C
 
 def _taken(caller, schedule, steps):
     """The schedule's first `steps` steps, as a list."""
-    if not 1 <= steps < math.inf:  # NaN is in no range
-        raise ValueError(f"{caller}: steps must be a finite number of at least 1, got {steps}")
+    steps = arguments.whole(f"{caller}: steps", steps, 1)
     taken = list(islice(schedule, steps))
     if len(taken) < steps:
         raise ValueError(f"{caller}: the schedule has {len(taken)} steps, fewer than {steps}")
@@ -124,7 +124,10 @@ def _function(name, values):
     def number(t):
         if isinstance(t, Integral):
             return values[min(max(int(t), 0), len(values) - 1)]
-        xp = array_namespace(t)
+        try:
+            xp = array_namespace(t)
+        except TypeError as error:
+            raise TypeError(f"{name}: the step must be an integer, or an array of integers, got {arguments.short(t)}") from error
         if not xp.isdtype(t.dtype, "integral"):
             raise TypeError(f"{name}: the step must be an integer, got {t.dtype}")
         table = xp.asarray(values, device=device(t))
@@ -146,7 +149,7 @@ def write_csv(schedule: Iterable[StepNumbers], file: TextIO) -> None:
     `log10(lr) - 2 log10(product of all rescales so far)`, and -inf where lr = 0.
 
     Raises:
-        TypeError: the steps are not all of one optimiser.
+        TypeError: the steps are not all of one optimiser; or `file` is no open text file.
 
     Example:
         >>> import sys
@@ -159,6 +162,9 @@ def write_csv(schedule: Iterable[StepNumbers], file: TextIO) -> None:
         step,lr,beta1,beta2,eps,weight_decay
         0,0.001,0.9,0.999,1e-08,0.0
     """
+    if not hasattr(file, "write") or isinstance(file, (io.RawIOBase, io.BufferedIOBase)):
+        raise TypeError("write_csv: file must be an open text file, such as open('schedule.csv', 'w'), got "
+                        f"{arguments.short(file)}")
     writer = csv.writer(file, lineterminator="\n")
     steps = iter(schedule)
     first = next(steps, None)
@@ -180,9 +186,9 @@ def read_csv(file: Iterable[str], kind: type[S] = Step) -> Iterator[S]:  # type:
     """The schedule in an open text file, or in any iterable of lines: a header, then one step object per line.
 
     Lines are read as the schedule is used. The columns are fields of `kind`, in any order. "lr" is
-    required; fields without a column have their defaults. "step" and "log10_lr", which `write_csv`
-    adds, are ignored, and so are other columns, with a warning. `tables.read` says what
-    spreadsheets and pandas may add.
+    required; fields without a column have their defaults. A column "step" must count the steps from
+    0 or 1. "log10_lr", which `write_csv` adds, is ignored, and so are other columns, with a warning.
+    `tables.read` says what spreadsheets and pandas may add.
 
     Args:
         file: the lines.
@@ -190,7 +196,8 @@ def read_csv(file: Iterable[str], kind: type[S] = Step) -> Iterator[S]:  # type:
 
     Raises:
         ValueError: the header lacks "lr", has a column that is almost a field of `kind` or one of
-            another optimiser, or a line is cut short or is not a step. The message names the line.
+            another optimiser; or a line is cut short, is not a step or not the next one, or the
+            file was closed before it was read. The message names the line.
 
     Example:
         >>> [(s.lr, s.weight_decay) for s in read_csv(["lr, weight_decay", "0.1, 5e-4", "0.01, 5e-4"])]
@@ -217,8 +224,15 @@ def read_csv(file: Iterable[str], kind: type[S] = Step) -> Iterator[S]:  # type:
                       stacklevel=2)
 
     def steps():
-        for line, row in rows:
+        first = 0
+        for t, (line, row) in enumerate(rows):
             try:
+                if "step" in row:
+                    step = tables.whole(row["step"])
+                    first = first if t else int(step == 1)
+                    if step != first + t:
+                        raise ValueError(f"its step is {step} and not {first + t}; give a line for each step, in order, or leave "
+                                         "the column out")
                 yield kind(**{name: tables.number(row[name]) for name in names if name in known})
             except ValueError as error:
                 raise ValueError(f"line {line} of the schedule, {','.join(row.values())[:80]!r}, is not a {kind.__name__} with "

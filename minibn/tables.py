@@ -27,7 +27,8 @@ def read(lines: Iterable[str], name: str) -> tuple[list[str], Iterator[tuple[int
 
     Raises:
         TypeError: `lines` is a path, or has lines of bytes.
-        ValueError: there is no header, it has a name twice, or a row is cut short or too long.
+        ValueError: there is no header, it has a name twice, a row is cut short or too long, or the
+            file was closed before it was read.
     """
     if isinstance(lines, (str, bytes, os.PathLike)):
         raise TypeError(f"{name} must be an open text file or a list of lines, got {lines!r}; give open({lines!r})")
@@ -91,7 +92,7 @@ def _numbered(reader, name):
 
 def _header(lines, name):
     """The first line that is not empty, without a byte-order mark, and an iterator of all lines from the first one on."""
-    lines = iter(arguments.iterable(name, lines, "an open text file or a list of lines"))
+    lines = _lines(arguments.iterable(name, lines, "an open text file or a list of lines"), name)
     seen: list[str] = []
     for line in lines:
         if not isinstance(line, str):
@@ -100,6 +101,16 @@ def _header(lines, name):
         if seen[-1].strip():
             break
     return seen[-1] if seen else "", itertools.chain(seen, lines)
+
+
+def _lines(file, name):
+    try:
+        yield from file
+    except ValueError as error:
+        if not getattr(file, "closed", False):
+            raise
+        raise ValueError(f"{name} is read as it is used, and its file was closed before that; use it while the file is open, or "
+                         "make a list of it there") from error
 
 
 def _short(row):

@@ -44,6 +44,12 @@ def test_numbers_of_numpy_survive_the_csv(tmp_path):
     assert again.columns == history.columns == {"step": [0, 1, 2], "loss": [float(np.float32(x)) for x in (0.1, 1 / 3, 0.7)]}
 
 
+@pytest.mark.parametrize("columns", [{}, {"step": []}])
+def test_a_history_without_rows_comes_back_without_rows(tmp_path, columns):
+    History(columns).write_csv(tmp_path / "h.csv")
+    assert History.read_csv(tmp_path / "h.csv").columns == {"step": []}
+
+
 @pytest.mark.parametrize("text", ["\ufeffstep,loss\n0,0.5\n1,nan\n", "step,loss\r\n0,0.5\r\n\r\n1,nan\r\n\r\n",
                                   "step,loss,\n0,0.5,\n1,nan,\n",
                                   ",step,loss\n0,0,0.5\n1,1,\n", "step, loss\n0.0, 5e-1\n1.0,NaN\n"],

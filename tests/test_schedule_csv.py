@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibn import export
+from minibn.__main__ import main
 from minibn.optim import AdamStep, LionStep, MuonStep, Step
 
 STEPS = st.builds(Step, st.floats(0, 1e300), st.floats(0, 1), st.floats(0, 1), st.floats(-1e300, 1e300),
@@ -101,3 +102,47 @@ def test_lines_that_are_mistakes(line, message):
 def test_a_column_that_is_almost_a_field_is_refused_and_not_passed_over(name, field):
     with pytest.raises(ValueError, match=f"{name!r} must be called {field!r}"):
         export.read_csv([f"lr,{name}\n", "0.1,0.9\n"])
+
+
+@pytest.mark.parametrize("text", ["step,lr\n0,0.1\n1,0.2\n", "lr,step\n0.1,1\n0.2,2\n", "step,lr\n0.0,0.1\n1.0,0.2\n",
+                                  "step,lr,log10_lr\n0,0.1,5\n1,0.2,5\n"])
+def test_a_column_that_counts_the_steps_from_0_or_1_is_no_more_than_that(text):
+    assert list(export.read_csv(text.splitlines())) == [Step(0.1), Step(0.2)]
+
+
+@pytest.mark.parametrize(("steps", "line", "message"), [
+    ("0 100 200", 3, "its step is 100 and not 1"), ("2 0 1", 2, "its step is 2 and not 0"),
+    ("0 1 3", 4, "its step is 3 and not 2"), ("1 2 2", 4, "its step is 2 and not 3"), ("0 1 1", 4, "its step is 1 and not 2"),
+    ("1 0", 3, "its step is 0 and not 2"), ("-1 0", 2, "its step is -1 and not 0"), ("0 0.5", 3, "'0.5' is not a whole number"),
+    ("0 x", 3, "'x' is not a number")])
+def test_a_table_that_does_not_have_each_step_in_order_is_refused(steps, line, message):
+    with pytest.raises(ValueError, match=rf"line {line} of the schedule, .*: {message}"):
+        list(export.read_csv(["step,lr", *(f"{step},0.1" for step in steps.split())]))
+
+
+def test_a_gap_is_refused_on_the_command_line_too(tmp_path, capsys):
+    (tmp_path / "s.csv").write_text("step,lr\n0,0.1\n100,0.01\n")
+    with pytest.raises(SystemExit):
+        main(["convert", "--read", str(tmp_path / "s.csv")])
+    assert "its step is 100 and not 1; give a line for each step, in order, or leave the column out" in capsys.readouterr().err
+
+
+def test_a_file_that_was_closed_before_it_was_read_is_named_as_that(tmp_path):
+    (tmp_path / "s.csv").write_text("lr\n0.1\n")
+    with (tmp_path / "s.csv").open() as file:
+        steps = export.read_csv(file)
+    with pytest.raises(ValueError, match="the schedule is read as it is used, and its file was closed before that; use it while"):
+        list(steps)
+    with pytest.raises(ValueError, match="the schedule is read as it is used, and its file was closed"):
+        export.read_csv(file)
+    with (tmp_path / "s.csv").open() as file:
+        assert list(export.read_csv(file)) == [Step(0.1)]
+    (tmp_path / "s.csv").write_bytes(b"lr\n\xff\n")
+    with (tmp_path / "s.csv").open(encoding="utf-8") as file, pytest.raises(UnicodeDecodeError):
+        export.read_csv(file)  # another error stays what it is
+
+
+def test_a_schedule_is_written_to_an_open_text_file(tmp_path):
+    for bad in ("s.csv", tmp_path / "s.csv", io.BytesIO(), io.FileIO(tmp_path / "s.csv", "w")):
+        with pytest.raises(TypeError, match=r"write_csv: file must be an open text file, such as open\('schedule.csv', 'w'\), "):
+            export.write_csv([Step(0.1)], bad)

@@ -24,7 +24,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain, islice, permutations
 from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -105,7 +105,11 @@ def save_run(path: str | Path, model: nn.Module, optimizers: Mapping[str, Optimi
 
     Raises:
         OSError: as in `save`.
+        ValueError: the name of a group begins with that of another and a slash.
     """
+    for group, other in permutations(optimizers, 2):
+        if other.startswith(f"{group}/"):
+            raise ValueError(f"a checkpoint cannot tell the optimisers {group!r} and {other!r} apart; rename one")
     arrays = {f"model/{name}": value for name, value in model.state_dict().items()}
     arrays |= {f"history/{name}": np.asarray(history[name]) for name in history.columns}
     numbers: dict[str, dict[str, Any]] = {}

@@ -81,23 +81,24 @@ class History:
     def write_csv(self, path: str | Path) -> None:
         """Write the header, then one line per row. Floats keep all digits, so reading gives the same bits.
 
-        `pandas.read_csv(path)` reads it: the steps as integers, all else as floats. The file at
-        `path` is replaced as a whole.
+        `pandas.read_csv(path)` reads it: the steps as integers, all else as floats. A History without
+        columns gets the column "step". The file at `path` is replaced as a whole.
 
         Raises:
             ValueError: a column has a name that would not come back, such as an empty one.
             OSError: the file cannot be written.
         """
+        columns = self.columns or {"step": []}
         header = io.StringIO()
-        csv.writer(header).writerow(self.columns)
-        if self.columns and tables.read([header.getvalue()], "the header")[0] != list(self.columns):
+        csv.writer(header).writerow(columns)
+        if tables.read([header.getvalue()], "the header")[0] != list(columns):
             raise ValueError(f"the names of the columns would not come back from CSV: {list(self.columns)}; they may not be "
                              "empty, begin or end with spaces or hold line ends, and the first may not be 'index'")
         with files.replacing(path) as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             writer = csv.writer(text)
-            writer.writerow(self.columns)
-            writer.writerows(zip(*self.columns.values(), strict=True))
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
             text.detach()  # which writes the rest, and leaves `file` open
 
     @classmethod
