@@ -1,11 +1,16 @@
-"""The clone of an optimizer of an unknown class, which is tried in its place: what it has of the original, and what not."""
+"""Clones that are tried in place of the original, an optimizer or a model: what they have of it, and what not."""
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="minibn.pytorch needs it; install it with: pip install -e '.[test,torch]'")
 
+import networks as n  # noqa: E402
+from scripts import images  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 from torch.optim.lr_scheduler import ExponentialLR  # noqa: E402
 
+from minibn.pytorch import report  # noqa: E402
 from minibn.pytorch.recognise import rule_of  # noqa: E402
 from minibn.pytorch.rules import Decoupled  # noqa: E402
 
@@ -45,3 +50,24 @@ def test_an_optimizer_that_holds_parameters_elsewhere_is_not_tried(weight):
 
 def test_a_learning_rate_of_0_is_not_that_of_the_trial(weight):
     assert isinstance(rule_of(Signs([weight], lr=0.0), "removed"), Decoupled)
+
+
+class WithAFunction(nn.Module):
+    """It keeps its layers in a function, as minGPT does; a deepcopy of it would call those of the original."""
+
+    def __init__(self):
+        super().__init__()
+        layers = self.layers = nn.Sequential(n.conv(3, 4), n.bn(4), nn.ReLU())
+        self.function = lambda x: layers(x)
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_layers_that_a_function_of_a_module_refers_to():
+    torch.manual_seed(0)
+    model = nn.Sequential(WithAFunction(), *n.head(4)).double()
+    before = model[0].layers[1].running_mean.clone()
+    found = report(model, lambda m: F.cross_entropy(m(images(0)[0]), images(0)[1]))
+    assert found.groups == [("0.layers.0.weight",)]
+    assert torch.equal(model[0].layers[1].running_mean, before)

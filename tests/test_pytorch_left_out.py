@@ -90,6 +90,30 @@ def test_a_linear_bottleneck_keeps_its_own_norm_as_it_is_and_no_other():
     assert ("3.weight", "3.bias") in found.carried.sets
 
 
+class MeanOfAShift:
+    """A loss with one running average, of W₂ (γ n + β). The mean of n is 0 up to rounding, so the average follows β alone."""
+
+    def __init__(self, sets):
+        self.values = dict.fromkeys([name for names in sets for name in names], 1.0)
+
+    def scale(self, factors):
+        for name, factor in factors.items():
+            self.values[name] *= factor
+
+    def running(self, start=1.0):
+        rounding = 1e-17 * self.values["gamma"]
+        return {"mean": torch.tensor([0.9 * start + 0.1 * (self.values["beta"] + rounding)], dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_rounding_errors_of_a_mean_that_is_zero_have_no_degree(place):
+    sets = [("one",), ("two",), ("three",), ("beta",)]
+    sets.insert(place, ("gamma",))
+    degrees, unfit = averages._degrees(MeanOfAShift(sets), sets)
+    assert not unfit
+    assert [(sets[i], k.tolist()) for i, k in degrees["mean"]] == [(("beta",), [1.0])]
+
+
 def test_an_entry_without_a_statistic_gets_a_degree_only_if_the_others_agree():
     degrees = torch.tensor([[2.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
     statistic = torch.tensor([1.0, 1.0, 0.0])

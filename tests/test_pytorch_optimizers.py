@@ -47,6 +47,18 @@ class Warm(Own):
         return g.sign() * min(1.0, group["k"] / 10)
 
 
+class WarmInATensor(Own):
+    """The same, counted in a tensor, in place."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group.setdefault("steps", torch.zeros(())).add_(1)
+        super().step()
+
+    def update(self, g, state, group):
+        return g.sign() * min(1.0, float(group["steps"]) / 10)
+
+
 class Independent(Own):
     """The decay is not multiplied by lr."""
 
@@ -253,7 +265,8 @@ class Run:
     lambda w: optim.RAdam(w, 0.02, weight_decay=1.0, decoupled_weight_decay=True),
     lambda w: optim.Adafactor(w, 0.1, weight_decay=0.3), lambda w: optim.Adafactor(w, 1.0, eps=(None, 0.5), weight_decay=0.03),
     lambda w: optim.Muon(w, 0.02, weight_decay=1.0) if hasattr(optim, "Muon") else pytest.skip("needs PyTorch 2.9"),
-    lambda w: Lion(w, 0.02, 1.0), lambda w: Warm(w, 0.02, 1.0), lambda w: Independent(w, 0.02, 0.02),
+    lambda w: Lion(w, 0.02, 1.0), lambda w: Warm(w, 0.02, 1.0), lambda w: WarmInATensor(w, 0.02, 1.0),
+    lambda w: Independent(w, 0.02, 0.02),
     lambda w: Restless(w, 0.02, 1.0), lambda w: optim.SGD(w, 0.05, momentum=0.9, weight_decay=0.06)])
 def test_optimizers_train_the_same_network(make):
     usual, converted = Run(make, False), Run(make, True)

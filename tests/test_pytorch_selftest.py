@@ -113,3 +113,16 @@ def test_an_optimizer_that_needs_all_gradients_trains_the_same_network():
         return losses
 
     assert train(True) == pytest.approx(train(False), rel=1e-10)
+
+
+class Projecting(Own):
+    """Weights to which the gradient is orthogonal decay by another fraction, as in SGDP."""
+
+    def one(self, p, g, state, group):
+        orthogonal = (g * p).sum().abs() < 0.1 * g.norm() * p.norm()
+        p.mul_(1 - group["lr"] * group["weight_decay"] * (1.0 if orthogonal else 0.5)).sub_(group["lr"] * g.sign())
+
+
+def test_an_optimizer_that_looks_at_the_angle_of_the_gradient_is_refused():
+    with pytest.raises(TypeError, match="or the update looks at the weights. If you know the fraction, give decay="):
+        rule_of(Projecting(weights()), "removed")

@@ -9,6 +9,7 @@ import torch
 from minibn import arguments
 from minibn.pytorch.averages import Averages
 from minibn.pytorch.conversion import Conversion
+from minibn.pytorch.loss import copy_of
 from minibn.pytorch.parts import Part, Set
 from minibn.pytorch.selftest import clone_of
 
@@ -92,7 +93,7 @@ def _losses(handle, loss_fn, steps, form):
 def _copies(handle):
     """(model, optimizers, Conversion) as they are now, on new tensors."""
     memo: dict = {}
-    model = copy.deepcopy(handle.found.model, memo)
+    model = copy_of(handle.found.model, memo)
     for p in handle.parameters:
         memo[id(p)].requires_grad_(True)  # one that is frozen now has no gradient either
     other = {old: _copied(old, memo) for old in handle.optimizers}

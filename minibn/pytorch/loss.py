@@ -8,6 +8,8 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import CellType, FunctionType
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -221,12 +223,29 @@ def size(gradient: torch.Tensor, p: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(gradient.detach())) * float(torch.linalg.vector_norm(p.detach()))
 
 
+def copy_of(model: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
+    """`copy.deepcopy`, also of what a module's own functions refer to.
+
+    For deepcopy a function is a constant. So a copy of `self.f = lambda x: layer(x)` would still
+    call the layer of the original.
+    """
+    made = copy.deepcopy(model, memo)
+    for module in made.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, FunctionType) and value.__closure__:
+                cells = tuple(CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in value.__closure__)
+                new = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+                new.__kwdefaults__ = value.__kwdefaults__
+                vars(module)[name] = new
+    return made
+
+
 def _copied(model):
     """A deep copy. Tensors that are not parameters but computed from them (old `weight_norm`) are copied by value."""
     computed = {id(t): t.detach().clone() for module in model.modules() for t in vars(module).values()
                 if isinstance(t, torch.Tensor) and t.grad_fn is not None}
     try:
-        return copy.deepcopy(model, computed)
+        return copy_of(model, computed)
     except Exception as error:
         raise ValueError(f"this {type(model).__name__} cannot be copied ({error}), and report measures on a copy. Call "
                          "report before the model is wrapped (FSDP, DDP), and use `found.of(model)` after it") from error

@@ -45,12 +45,15 @@ class Toy(NamedTuple):
 
     Attributes:
         skipping: whether one tensor has no gradient at some steps. Some optimizers cannot take that.
+        together: whether the two tensors are scale-invariant only together. An optimizer may look at
+            the part of the gradient along the weights.
     """
 
     settings: Group
     shape: tuple[int, ...]
     size: float
     skipping: bool = True
+    together: bool = False
 
 
 def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: float) -> Decoupled:
@@ -64,6 +67,7 @@ def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: flo
         toys = [Toy(settings, shape, size) for settings, shape in _kinds(optimizer) for size in (1.0, LARGE)]
         if toys and not _takes(optimizer, toys[0]):
             toys = [toy._replace(skipping=False) for toy in toys]
+        toys += [toy._replace(skipping=False, together=True) for toy in toys]
         for candidate in CANDIDATES:
             gaps[candidate] = []
             for toy in toys:
@@ -90,7 +94,8 @@ def measured_rule(optimizer: torch.optim.Optimizer, form: str, weight_decay: flo
     own = ", a subclass of torch.optim.SGD with a step of its own," if isinstance(optimizer, torch.optim.SGD) else ""
     raise TypeError(f"the weight decay of {name}{own} cannot be removed: on a copy with a small model the converted weights "
                     f"differ by {least:.0e}. It is not decoupled (added to the gradient, inside a trust ratio, masked), another "
-                    "one in another param group, or the update looks at the weights. Give decay= if you know better"
+                    "one in another param group, by another fraction than lr*wd or wd, or the update looks at the weights. If "
+                    "you know the fraction, give decay= as a function of (param group, step)"
                     + (': decay="l2" if it calls the step of SGD and leaves the gradients as they are' if own else ""))
 
 
@@ -144,7 +149,8 @@ def _train(optimizer, candidate, convert, toy):
     if convert:
         rule = candidate.rule(clone, "removed", 0.0, candidate.delta)
         rule.steps_without_gradient = candidate.without_gradient
-        sets = [Set(i, [Part(clone, 0, [i], [weights[i]])], set()) for i in (0, 1)]
+        places = [[0, 1]] if toy.together else [[0], [1]]
+        sets = [Set(i, [Part(clone, 0, each, [weights[k] for k in each])], set()) for i, each in enumerate(places)]
         handle = Conversion({clone: rule}, sets, "removed", None, False, None)
     path = []
     for t in range(STEPS):
@@ -156,7 +162,8 @@ def _train(optimizer, candidate, convert, toy):
         def closure(noise=noise, skip=skip):
             for w in weights:
                 w.grad = None
-            losses = [((w / w.norm() - a) ** 2 * (1 + a**2)).sum() for w, a in zip(weights, noise, strict=True)]
+            inside = [weights[0] + weights[1], weights[2]] if toy.together else weights
+            losses = [((w / w.norm() - a) ** 2 * (1 + a**2)).sum() for w, a in zip(inside, noise, strict=False)]
             loss = losses[0] + losses[2] if skip else sum(losses)
             loss.backward()
             return loss

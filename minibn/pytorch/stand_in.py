@@ -21,8 +21,9 @@ class StandIns:
         self._parts: list[tuple[Group, Group, Group]] = []  # (an own group, what stands in for it, as it was at first)
 
     def part(self, group: Group, members: list[torch.Tensor], **numbers: Any) -> Group:
-        """A group of some members of `group`, with other numbers."""
-        part = {**group, "params": members, **numbers}
+        """A group of some members of `group`, with other numbers. A tensor there, such as a count of steps, is a copy."""
+        own = {key: value.clone() for key, value in group.items() if _is_written(key, value)}
+        part = {**group, **own, "params": members, **numbers}
         if "param_names" in group:
             names = dict(zip(group["params"], group["param_names"], strict=True))
             part["param_names"] = [names[p] for p in members]
@@ -39,6 +40,9 @@ class StandIns:
         """After the step: what the optimizer wrote into its groups is copied back."""
         self._restore()
         for group, part, given in self._parts:
+            for key in given.keys() & group.keys():
+                if _is_written(key, group[key]) and part[key] is given[key]:
+                    group[key].copy_(part[key])
             group |= {key: value for key, value in part.items() if key not in SCRIPTS and value is not given.get(key, group)}
 
     def undo(self) -> None:
@@ -70,3 +74,8 @@ class StandIns:
     def _zero_grad(self, *args, **kwargs):
         self.undo()
         return self.optimizer.zero_grad(*args, **kwargs)
+
+
+def _is_written(key, value):
+    """Whether this is a tensor that the optimizer may write in place."""
+    return key not in SCRIPTS and isinstance(value, torch.Tensor)
