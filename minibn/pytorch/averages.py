@@ -62,13 +62,15 @@ def carried(loss: Loss, groups: Groups, affine: Callable[[Sequence[str]], bool],
     norms = {i for i, names in enumerate(all_sets)  # γ, or a β that a later norm takes out
              if affine(names) or i in idle and not matrices & set(map(_layer, names))}
 
-    def of_other_layers(reach: set[int]) -> set[int]:  # than those whose bias is in reach
-        layers = {_layer(name) for i in reach & idle for name in all_sets[i]}
+    def of_no_layer_of(owners: list[int], reach: set[int]) -> set[int]:
+        layers = {_layer(name) for i in owners for name in all_sets[i]}
         return {i for i in reach if layers and not layers & set(map(_layer, all_sets[i]))}
 
+    def of_other_layers(reach: set[int]) -> set[int]:  # than those whose bias is in reach
+        return of_no_layer_of(sorted(reach & idle), reach)
+
     def of_earlier_layers(reach: set[int]) -> set[int]:  # W₁ and b₁ of W₂ (W₁ x + b₁) + b₂, which has three scales
-        layers = set(map(_layer, all_sets[max(reach & idle)])) if reach & idle else set()
-        return {i for i in reach if layers and not layers & set(map(_layer, all_sets[i]))}
+        return of_no_layer_of(sorted(reach & idle)[-1:], reach)
 
     def fitted() -> tuple[list[tuple[str, ...]], Degrees, list[str]]:  # without the sets in `left`
         sets = _united(all_sets, sums, left)

@@ -210,7 +210,7 @@ class Conversion:
             (optimizer, _), self._stepping = self._stepping, None
             for s in [s for s in self.sets if not s.half_stepped]:
                 s.plans, s.waiting = {}, set()
-            self.rules[optimizer].undo()
+            self.rules[optimizer].groups.undo()
 
     def _moves(self, s, optimizer):
         """What the rule of `optimizer` has to do for the set."""

@@ -66,10 +66,6 @@ class L2:
             _update(step, members, forces, self._velocities(members) if step.momentum else [])
             self.rescale(members, growth)
 
-    def undo(self) -> None:
-        """After a step that an exception broke off."""
-        self.groups.undo()
-
     @torch.no_grad()
     def rescale(self, members: Iterable[torch.Tensor], factor: float) -> None:
         """Move the weights to another scale: w̃ <- factor w̃, ṽ <- ṽ / factor."""

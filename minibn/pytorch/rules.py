@@ -145,10 +145,6 @@ class Decoupled:
         for move in moves:
             self.rescale(move.members, move.growth)
 
-    def undo(self) -> None:
-        """After a step that an exception broke off."""
-        self.groups.undo()
-
     @torch.no_grad()
     def rescale(self, members: Iterable[torch.Tensor], factor: float) -> None:
         if factor != 1:
