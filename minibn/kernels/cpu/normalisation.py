@@ -13,30 +13,34 @@ WIDTH = 512  # numbers: an inner loop so long runs at full speed
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`reference.moments`, by the corrected two-pass algorithm (Chan, Golub & LeVeque, 1983).
+    """`reference.moments`, from sums about 0: `μ = Σ x / M,  σ² = Σ x² / M - μ²`.
 
-    A first mean m is accurate enough to be subtracted. What is left of the mean then corrects both:
-    `μ = m + Σ (x - m) / M,  σ² = Σ (x - m)² / M - (μ - m)²`.
-
-    A sixteenth of the rows is enough for m. These are part of the set, so that `(μ - m)² <= 15 σ²`:
-    the correction costs no more than four bits of σ².
+    The subtraction costs at most four bits of σ² where `μ² <= 15 σ²`, which networks rarely leave.
+    Where a set is beyond, the sums are computed again about the mean, by the corrected two-pass
+    algorithm (Chan, Golub & LeVeque, 1983).
     """
     sets = _Sets(x)
-    few = _Sets(x[:, : math.ceil(x.shape[1] / 16)])
-    first = few.mean(*few.sums(lambda part: [add_rows(few.rows[part])]))
-    wide = sets.widen(first)
-
-    def about_first(part):
-        centred = sets.rows[part] - wide[part[:1]]
-        return add_rows(centred), add_products(centred, centred)
-
     with np.errstate(over="ignore", invalid="ignore"):
-        rest, square = map(sets.mean, sets.sums(about_first))
-        var = np.maximum(square - rest * rest, 0)
-        if x.dtype == np.float32 and not np.isfinite(var).all() and np.isfinite(first).all():
+        mean, var = _moments_about(None, sets)
+        if (mean * mean > 15 * var).any():
+            rest, var = _moments_about(mean, sets)
+            mean = mean + rest
+        if x.dtype == np.float32 and not np.isfinite(var).all() and np.isfinite(mean).all():
             mean, var = reference.moments(x.astype(np.float64))  # squares of float32 overflow long before the numbers do
             return mean.astype(x.dtype), var.astype(x.dtype)
-    return first + rest, var
+    return mean, var
+
+
+def _moments_about(centre, sets):
+    """`Σ d / M` and `Σ d² / M - (Σ d / M)²` of each set, with d = x - centre. None is a centre of 0."""
+    wide = None if centre is None else sets.widen(centre)
+
+    def sums(part):
+        d = sets.rows[part] if wide is None else sets.rows[part] - wide[part[:1]]
+        return add_rows(d), add_products(d, d)
+
+    mean, square = map(sets.mean, sets.sums(sums))
+    return mean, np.maximum(square - mean * mean, 0)
 
 
 def normalise(x: np.ndarray, mean: np.ndarray, inverse: np.ndarray, gamma: np.ndarray | None,
@@ -65,11 +69,13 @@ def normalise_backward(dy: np.ndarray, x: np.ndarray, mean: np.ndarray, inverse:
     """`reference.normalise_backward`, with x̂ written out and sorted by what is one number per channel:
 
         dx = dy γ/σ - x slope + shift,    slope = (Σ dx̂ x̂ / M) / σ²,    shift = μ slope - (Σ dx̂ / M) / σ
+        Σ dy x̂ = (Σ dy x - μ Σ dy) / σ
+
+    The rounding error is proportional to |μ| / σ, as in `normalise`.
     """
     sets, d = _Sets(x), _Sets(dy).rows
-    wide = sets.widen(mean)
-    sum_dy, along = sets.sums(lambda part: (add_rows(d[part]), add_products(sets.rows[part] - wide[part[:1]], d[part])))
-    along = along * inverse  # Σ dy x̂ over the rows
+    sum_dy, along = sets.sums(lambda part: (add_rows(d[part]), add_products(sets.rows[part], d[part])))
+    along = (along - mean * sum_dy) * inverse  # Σ dy x̂ over the rows
     dgamma, dbeta = along.sum(axis=(0, 1)), sum_dy.sum(axis=(0, 1))
     gamma = np.ones_like(dgamma) if gamma is None else gamma
     scale = sets.widen(inverse * gamma)
