@@ -11,9 +11,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 import signal
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 from cupy_double import in_place_of_cupy
 from hypothesis import HealthCheck, Phase, settings
@@ -85,16 +87,21 @@ class Library(NamedTuple):
 
 @contextmanager
 def many_chunks(size=256):
-    """NumPy's kernels cut arrays into chunks of at most `size` bytes, so that small arrays have many, on two threads."""
-    before = [(module, module.BYTES) for module in (convolution, elementwise, normalisation, sequences)]
-    try:
-        for module, _ in before:
-            module.BYTES = size
+    """NumPy's kernels cut arrays into chunks of at most `size` bytes, so that small arrays have many, on two threads.
+
+    Their new memory holds NaN, so that a number which nobody wrote shows.
+    """
+    with ExitStack() as changed:
+        for module in (convolution, elementwise, normalisation, sequences):
+            changed.enter_context(patch.object(module, "BYTES", size))
+        for module in (convolution, elementwise, normalisation):
+            changed.enter_context(patch.object(module, "empty", _full_of_nan))
         with kernels.threads(2):
             yield
-    finally:
-        for module, own in before:
-            module.BYTES = own
+
+
+def _full_of_nan(shape, like):
+    return np.full(shape, np.nan if like.dtype.kind == "f" else -1, like.dtype)
 
 
 @pytest.fixture(params=["plain", "many chunks"])

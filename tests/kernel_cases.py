@@ -18,9 +18,10 @@ def images(draw, rng, least=1):
 
 def convolution(draw, rng):
     """dy, x, W, b, stride, padding."""
-    kernel, stride = (draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
-    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))  # also more than the kernel's size
+    kernel, padding, stride = (draw(st.tuples(st.integers(low, 3), st.integers(low, 3))) for low in (1, 0, 1))
     x = images(draw, rng, 3)
+    if draw(st.booleans()):  # a kernel wider than the images, or than the padding
+        kernel = tuple(size + 2 * around for size, around in zip(x.shape[1:3], padding, strict=True))
     w = rng.standard_normal((*kernel, x.shape[3], draw(sizes)))
     b = rng.standard_normal(w.shape[3]) if draw(st.booleans()) else None
     dy = rng.standard_normal((len(x), *reference.output_size(x, w, stride, padding), w.shape[3]))

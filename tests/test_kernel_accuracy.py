@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from minibn import nn
 from minibn.kernels import cpu, device, reference
@@ -29,6 +31,29 @@ def test_moments_are_accurate_where_the_first_rows_are_far_from_the_others(imple
     mean, var = implementation.moments(x)
     np.testing.assert_allclose(mean, exact.mean(axis=1, keepdims=True), atol=1e-5 * exact.std())
     np.testing.assert_allclose(var, exact.var(axis=1, keepdims=True), rtol=5e-5)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 3.8, 20.0])
+@pytest.mark.parametrize("implementation", [reference, cpu, device])
+def test_the_variance_is_accurate_to_2e_5_in_float32_whatever_the_mean(implementation, ratio):
+    """PyTorch's BatchNorm has 3e-5 here, in the layout channels_last. The other set, whose mean is 0, does not suffer."""
+    x = np.random.default_rng(0).standard_normal((1, 2**16, 2, 1)).astype("float32")
+    x[:, :, 1] += ratio
+    var = implementation.moments(x)[1]
+    np.testing.assert_allclose(var, x.astype("float64").var(axis=1, keepdims=True), rtol=2e-5)
+
+
+@example(7093, 8.255112, "float32", 7)
+@given(st.integers(1, 3000), st.floats(-1e6, 1e6, width=32), st.sampled_from(["float32", "float64"]), st.integers(1, 9))
+def test_no_variance_is_negative_where_a_set_is_constant_up_to_rounding(rows, value, dtype, every):
+    """Also where the user has NumPy raise errors: squares of tiny numbers are 0."""
+    x = np.full((1, rows, 2, 3), value, dtype)
+    x[:, ::every] = np.nextafter(x[:, ::every], np.inf)
+    with np.errstate(all="raise"):
+        mean, var = cpu.moments(x)
+    np.testing.assert_allclose(mean, value, rtol=1e-6, atol=1e-40)
+    assert (var >= 0).all()
+    assert (var <= (1e-6 * value) ** 2).all()
 
 
 def test_an_infinite_or_missing_number_gives_no_warning_and_no_finite_moments():
@@ -75,6 +100,12 @@ def test_a_constant_channel_is_constant_however_large(value):
     y = layer(np.full((9, 5, 5, 2), value, "float32"))
     np.testing.assert_array_equal(y, 0)
     np.testing.assert_array_equal(layer.backward(np.ones_like(y)), 0)
+
+
+def test_moments_of_numbers_whose_sum_leaves_float_range():
+    mean, var = cpu.moments(np.full((1, 9, 2, 1), 3e38, "float32"))
+    np.testing.assert_allclose(mean, 3e38, rtol=1e-6)
+    np.testing.assert_array_equal(var, 0)
 
 
 def test_a_spread_beyond_float_range_is_nan_and_not_silently_zero():

@@ -88,15 +88,25 @@ def test_chunks_of_a_real_size_give_what_whole_arrays_give():
     assert_equal(cpu.moments(z), reference.moments(z))
 
 
-def test_correlation_with_more_padding_than_a_kernel_reaches():
+@pytest.mark.parametrize("kernel", [(2, 3), (1, 1), (3, 1)])
+def test_correlation_with_more_padding_than_a_kernel_reaches(kernel):
     """The outermost outputs see zeros alone, so they have no part in the gradients."""
     rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((5, 4, 6, 2)), rng.standard_normal((2, 3, 2, 3))
+    x, w = rng.standard_normal((5, 4, 6, 2)), rng.standard_normal((*kernel, 2, 3))
     dy = rng.standard_normal(reference.correlate(x, w, None, (1, 1), (3, 4)).shape)
     with many_chunks():
         found = cpu.correlate_backward(dy, x, w, (1, 1), (3, 4))
-    for ours, plain in zip(found, reference.correlate_backward(dy, x, w, (1, 1), (3, 4)), strict=True):
-        np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-12)
+    assert_equal(found, reference.correlate_backward(dy, x, w, (1, 1), (3, 4)))
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
+def test_correlation_of_images_that_are_not_contiguous(stride):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((5, 3, 4, 6)).transpose(0, 2, 3, 1), rng.standard_normal((3, 3, 3, 2))
+    y = reference.correlate(x, w, None, stride, (1, 1))
+    dy = rng.standard_normal(y.shape[::-1]).T
+    assert_equal(cpu.correlate(x, w, None, stride, (1, 1)), y)
+    assert_equal(cpu.correlate_backward(dy, x, w, stride, (1, 1)), reference.correlate_backward(dy, x, w, stride, (1, 1)))
 
 
 def test_torch_tensors_that_require_grad_are_detached():

@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minibn.kernels import reference
 from minibn.kernels.reference import Pair, output_size, seen, taps
 from minibn.kernels.threads import empty, map_chunks
 
@@ -17,7 +16,7 @@ def correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, stride: Pair, 
     y = empty((len(x), height, width, w.shape[3]), x)
 
     def convolve(s):
-        multiply_rows(kernel_rows(pad(x[s], padding), w.shape[:2], stride, height, width), w, y[s])
+        multiply_rows(kernel_rows(x[s], w.shape[:2], stride, padding, height, width), w, y[s])
         if b is not None:
             y[s] += b
 
@@ -47,8 +46,8 @@ def _backward_by_rows(dy, x, w, stride, padding, dx):
     n, height, width, _ = x.shape
     around = kh - 1 - padding[0], kw - 1 - padding[1]
     top, left = (max(-a, 0) for a in around)  # outputs before these see zeros alone
-    dy = pad(dy[:, top:, left:], (max(around[0], 0), max(around[1], 0)))
-    rows = kernel_rows(dy, (kh, kw), stride, height, width)
+    around = max(around[0], 0), max(around[1], 0)
+    rows = kernel_rows(dy[:, top:, left:], (kh, kw), stride, around, height, width)
     multiply_rows(rows, np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3)), dx)
     stack = n if height * width > FEW else 1
     products = empty((kh, stack, kw * outputs, channels), x)
@@ -64,39 +63,52 @@ def _backward_by_patches(dy, x, w, stride, padding, dx):
     """
     kh, kw, channels, outputs = w.shape
     n, height, width, _ = dy.shape
-    x = pad(x, padding)
-    rows = kernel_rows(x, (kh, kw), stride, height, width)
+    rows = kernel_rows(x, (kh, kw), stride, padding, height, width)
     patches = rows.swapaxes(0, 1).swapaxes(1, 2).reshape(n * height * width, -1)
     dy = dy.reshape(-1, outputs)
     spread = (dy @ w.reshape(-1, outputs).T).reshape(n, height, width, kh, kw, channels)
-    padded = np.zeros_like(x)
+    top, left = padding
+    padded = np.zeros((n, x.shape[1] + 2 * top, x.shape[2] + 2 * left, channels), x.dtype)
     for u, v in taps(w):
         padded[seen(u, v, stride, height, width)] += spread[:, :, :, u, v]
-    top, left = padding
     dx[...] = padded[:, top : top + dx.shape[1], left : left + dx.shape[2]]
     return (patches.T @ dy).reshape(w.shape)
 
 
-def pad(x: np.ndarray, padding: Pair) -> np.ndarray:
-    """`reference.pad`, contiguous; x itself where it is that already."""
-    return reference.pad(x, padding) if any(padding) else np.ascontiguousarray(x)
+def kernel_rows(x: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, height: int, width: int) -> np.ndarray:
+    """What each row u of a kernel sees: (kh, N, height·width, kw·C), of images (N, H, W, C) with zeros around them.
 
-
-def kernel_rows(x: np.ndarray, kernel: Pair, stride: Pair, height: int, width: int) -> np.ndarray:
-    """What each row u of a kernel sees: (kh, N, height·width, kw·C) of contiguous images (N, H, W, C).
-
-    `rows[u, n, (i, j)]` are the pixels x[n, i·s + u, j·s], …, x[n, i·s + u, j·s + kw - 1], side by
-    side.
+    `rows[u, n, (i, j)]` is window j of row i·s + u: see `windows_of_rows`.
     """
-    (kh, kw), (sh, sw), (n, h, _, c) = kernel, stride, x.shape
-    windows = x
-    if (kw, sw) != (1, 1):
-        image, row, pixel, number = x.strides
-        windows = empty((n, h, width, kw * c), x)
-        windows[...] = as_strided(x, windows.shape, (image, row, sw * pixel, number))
-    image, row, pixel, number = windows.strides
-    rows = as_strided(windows, (kh, n, height, width, kw * c), (row, image, sh * row, pixel, number))
-    return rows.reshape(kh, n, height * width, kw * c)  # a view, unless the stride leaves rows out
+    (kh, kw), (sh, sw) = kernel, stride
+    windows = windows_of_rows(np.ascontiguousarray(x), kw, sw, padding, width)
+    image, row, window, number = windows.strides
+    rows = as_strided(windows, (kh, len(x), height, *windows.shape[2:]), (row, image, sh * row, window, number))
+    return rows.reshape(kh, len(x), height * width, -1)  # a view, unless the stride leaves rows out
+
+
+def windows_of_rows(x: np.ndarray, kw: int, stride: int, padding: Pair, width: int) -> np.ndarray:
+    """In each row of the padded images the first `width` windows of kw pixels: (N, H + 2·top, width, kw·C).
+
+    Window j begins at pixel j·stride, counted from the padding on. Most windows see no padding, so
+    one copy fills them all; the few at the borders are filled pixel by pixel.
+    """
+    (n, h, w, c), (top, left) = x.shape, padding
+    if kw == stride == 1 and not any(padding):
+        return x[:, :, :width]
+    windows = empty((n, h + 2 * top, width, kw * c), x)
+    windows[:, :top] = windows[:, top + h :] = 0
+    inside = windows[:, top : top + h]
+    first = min(-(-left // stride), width)  # windows first to end - 1 see no padding
+    end = max((w + left - kw) // stride + 1, first)
+    image, row, pixel, number = x.strides
+    whole = inside[:, :, first:end]
+    whole[...] = as_strided(x[:, :, first * stride - left :], whole.shape, (image, row, stride * pixel, number))
+    for j in (*range(first), *range(end, width)):
+        for v in range(kw):
+            pixel = j * stride + v - left
+            inside[:, :, j, v * c : (v + 1) * c] = x[:, :, pixel] if 0 <= pixel < w else 0
+    return windows
 
 
 def multiply_rows(rows: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
