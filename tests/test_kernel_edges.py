@@ -116,6 +116,8 @@ PASSES = {
     "correlate, stride": ((IMAGES, WINDOWS, None, (1, 2), (0, 1)), [(5, 7 * 5 * 2 * 3 * 8, LARGE)]),
     "correlate_backward": ((zeros(5, 5, 7, 4), IMAGES, WINDOWS, (1, 1), (0, 0)), [(5, 7 * 8 * 2 * 4 * 8, LARGE)]),
     "correlate_backward, stride": ((zeros(5, 3, 7, 4), IMAGES, WINDOWS, (2, 1), (0, 0)), [(5, 3 * 7 * 3 * 2 * 3 * 8, LARGE)]),
+    "correlate_backward, stride beyond the kernel":
+        ((zeros(5, 4, 4, 4), IMAGES, zeros(1, 1, 3, 4), (2, 2), (0, 0)), [(5, 7 * 8 * 3 * 8, LARGE)]),  # the images themselves
     "moments": ((BLOCK,), [(3, 32 * 8 * 8, LARGE)]),
     "moments of blocks": ((BLOCKS,), [(5, 6 * 8 * 8, LARGE)]),
     "moments far from 0": ((BLOCK + 1,), 2 * [(3, 32 * 8 * 8, LARGE)]),  # σ = 0: once more, about the mean

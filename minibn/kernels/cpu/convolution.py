@@ -28,7 +28,10 @@ def correlate_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: Pai
                        padding: Pair) -> tuple[np.ndarray, np.ndarray]:
     """`reference.correlate_backward`, for each chunk of images by one of the two functions below."""
     backward = _backward_by_rows if stride == (1, 1) else _backward_by_patches
-    numbers = x.shape[1] * x.shape[2] * w.shape[1] * w.shape[3] if stride == (1, 1) else dy[0, ..., 0].size * w[..., 0].size
+    if stride == (1, 1):
+        numbers = x.shape[1] * x.shape[2] * w.shape[1] * w.shape[3]
+    else:
+        numbers = max(dy[0, ..., 0].size * w[..., 0].size, x[0].size)  # a large stride leaves more pixels out than it sees
     dx = empty(x.shape, dy)
     parts = map_chunks(lambda s: backward(dy[s], x[s], w, stride, padding, dx[s]), len(x), dy.itemsize * numbers, BYTES)
     return dx, sum(parts[1:], start=parts[0])
