@@ -8,10 +8,13 @@ from minibn.kernels.device.sums import over_rows
 
 
 def moments(x: Array) -> tuple[Array, Array]:
-    """`reference.moments`, by the corrected two-pass algorithm of `kernels.cpu.moments`.
+    """`reference.moments`, by the corrected two-pass algorithm (Chan, Golub & LeVeque, 1983).
 
-    The first mean m is that of a sixteenth of the rows. Since these are part of the set,
-    `(m - μ)² <= 16 σ²`, so that the correction costs no more than four bits of σ².
+    A first mean m is subtracted, and what is left of the mean corrects both moments:
+    `μ = m + Σ (x - m) / M,  σ² = Σ (x - m)² / M - (μ - m)²`. Here m is the mean of a sixteenth of
+    the rows. Since these are part of the set, `(m - μ)² <= 15 σ²`, so that the correction costs no
+    more than four bits of σ². `kernels.cpu.moments` looks at the result and decides whether it
+    needs a second pass, which would make a GPU wait.
     """
     rows, size = -(-x.shape[1] // 16), float(x.shape[1] * x.shape[3])
     first = _over_groups(over_rows(x[:, :rows, ...])) / float(rows * x.shape[3])
