@@ -21,9 +21,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import array_api_compat
 import numpy as np
 from array_api_compat import (
-    array_namespace,
     device,
     is_array_api_strict_namespace,
     is_cupy_array,
@@ -33,6 +33,7 @@ from array_api_compat import (
     is_torch_namespace,
     to_device,
 )
+from array_api_compat import numpy as numpy_namespace
 
 __all__ = ["Array", "BackendError", "LIBRARIES", "Namespace", "array_namespace", "asarray", "convert", "detach", "device",
            "dtype_name", "fuse", "is_floating", "is_numpy_array", "is_on_host", "library", "move", "read", "to_numpy"]
@@ -51,6 +52,20 @@ def __getattr__(name):
     if name in ("threads", "cores", "norm"):
         return getattr(import_module("minibn.kernels"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def array_namespace(*arrays: Array) -> Namespace:
+    """The functions of the arrays' library, by the names of the array API standard.
+
+    That is `array_api_compat.array_namespace`. It takes longer than the arithmetic of small arrays,
+    so NumPy's are found here.
+
+    Raises:
+        TypeError: the arrays are of several libraries, or of none that is known.
+    """
+    if arrays and all(type(x) is np.ndarray for x in arrays):
+        return numpy_namespace
+    return array_api_compat.array_namespace(*arrays)
 
 
 def is_floating(x: Array) -> bool:

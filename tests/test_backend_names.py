@@ -21,6 +21,15 @@ def test_to_takes_a_name(library):
     assert {type(x) for x in net.to("numpy").arrays()} == {np.ndarray}
 
 
+def test_arrays_of_two_libraries_and_no_arrays_have_no_namespace():
+    strict = pytest.importorskip("array_api_strict")
+    ours, theirs = np.ones(2), strict.ones(2)
+    assert backend.array_namespace(ours, ours) is backend.library("numpy")[0]
+    for arrays in [(ours, theirs), (theirs, ours), ()]:
+        with pytest.raises(TypeError):
+            backend.array_namespace(*arrays)
+
+
 def test_a_name_brings_its_device():
     strict = pytest.importorskip("array_api_strict")
     for device in (None, strict.Device("CPU_DEVICE")):
