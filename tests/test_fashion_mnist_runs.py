@@ -109,6 +109,16 @@ def test_the_command_goes_on_where_it_stopped_and_the_pictures_follow(small, mon
     assert "| step decay, weight decay (`step`) | 2 |" in text
 
 
+def test_a_picture_compares_runs_of_the_same_seeds():
+    """A mean over other seeds would show a difference that is none of the schedules."""
+    runs = {"step": {0: "s0", 1: "s1", 2: "s2"}, "texp++": {1: "t1", 0: "t0"}, "disturbed": {0: "d0"}, "texp": {2: "x2"}}
+    shown = draw.compared(runs, ["step", "texp++", "texp", "disturbed", "cosine"])
+    assert shown == {"step": {0: "s0", 1: "s1"}, "texp++": {0: "t0", 1: "t1"}, "disturbed": {0: "d0"}}
+    assert list(shown["texp++"]) == [0, 1]
+    assert draw.compared(runs, ["disturbed", "texp"]) == {}
+    assert draw.compared(runs, ["step", "cosine"]) == {}
+
+
 def test_a_folder_without_runs_leaves_the_page_alone(tmp_path, capsys):
     (tmp_path / "page.md").write_text(f"{draw.BEGIN}old\n{draw.END}")
     with pytest.raises(SystemExit):

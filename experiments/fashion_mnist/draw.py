@@ -3,8 +3,8 @@
     python -m experiments.fashion_mnist.draw
 
 Thin lines are single seeds, thick lines their mean. The first schedule of a picture is drawn wide
-and pale. A picture is drawn once its first two schedules have a run. The table has a row for each
-schedule that has one.
+and pale. A picture shows the seeds with which its first two schedules have both been run. The table
+has a row for each schedule that has a run.
 """
 
 import argparse
@@ -61,6 +61,13 @@ def read(folder: Path) -> dict[str, dict[int, dict[str, History]]]:
         if name in RUNS:
             runs[name][int(seed)] = {"epochs": History.read_csv(path), "steps": History.read_csv(folder / f"{base}.steps.csv")}
     return runs
+
+
+def compared(runs: dict[str, dict[int, Any]], names: Sequence[str]) -> dict[str, dict[int, Any]]:
+    """The runs of these schedules with the seeds that the first two both have; nothing where they share none."""
+    common = runs.get(names[0], {}).keys() & runs.get(names[1], {}).keys()
+    shown = {name: {seed: run for seed, run in sorted(runs.get(name, {}).items()) if seed in common} for name in names}
+    return {name: seeds for name, seeds in shown.items() if seeds}
 
 
 def picture(runs: dict[str, Any], panels: Sequence[str]) -> Figure:
@@ -151,9 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there are no runs in {flags.data}; make some by python -m experiments.fashion_mnist.run, or give --data")
     flags.output.mkdir(parents=True, exist_ok=True)
     for file, (names, panels) in PICTURES.items():
-        there = [name for name in names if name in runs]
-        if there[:2] == names[:2]:
-            picture({name: runs[name] for name in there}, panels).savefig(flags.output / f"{file}.png", dpi=100)
+        if shown := compared(runs, names):
+            picture(shown, panels).savefig(flags.output / f"{file}.png", dpi=100)
     if names := [name for name in ("texp++", "texp", "disturbed") if 0 in runs[name] and 0 in runs["step"]]:
         parting(runs, names).savefig(flags.output / "parting.png", dpi=100)
     rows = table(sweep.read(flags.data / "runs.jsonl"))
