@@ -47,7 +47,7 @@ def run(name, capsys, monkeypatch):
 @pytest.mark.parametrize("name", ["train_step", "versions", "layers", "scaling", "overhead", "launches"])
 def test_a_benchmark_prints_its_table(name, capsys, monkeypatch):
     rows = run(name, capsys, monkeypatch)
-    assert len(rows) >= 5
+    assert len(rows) == 5 if name == "versions" else len(rows) > 5  # two versions, with one thread and with two
     numbers = [re.match(r"([\d.,e+-]+)( \(|$)", cell) for row in rows[1:] for cell in row[1:]]
     measured = [float(number[1].replace(",", "")) for number in numbers if number and number[1] != "-"]
     assert measured
