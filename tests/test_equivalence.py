@@ -152,7 +152,7 @@ def test_switching_form_in_the_middle(seed, family, at, to_converted, band):
 
 
 def drop(text, by=""):
-    """A broken line: `text` of `remove_step` replaced."""
+    """A broken line: `text` of the conversion of one step replaced."""
     return text, by
 
 
@@ -164,7 +164,7 @@ BROKEN = {
     "P' squared instead of P P'": drop("b * scale * new_scale", "b * new_scale * new_scale"),
     "P does not shrink": drop("alpha * scale", "scale"),
     "alpha from weight decay alone": drop("b - lr * drag", "b - lr * decay"),
-    "shrink forgotten": drop("1 - step.shrink - lr", "1 - lr"),
+    "shrink forgotten": drop("1.0 - step.shrink - lr", "1.0 - lr"),
     "lookahead's decay forgotten": drop("- lr * lookahead * decay", ""),
     "q forgotten": drop("lookahead * drag\n", "lookahead * drag * 0\n"),
     "momentum not corrected": drop("momentum * q * b / new_q", "momentum"),
@@ -176,7 +176,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_recurrences_are_caught(name, monkeypatch):
-    monkeypatch.setattr(streams, "remove_step", broken(streams, "remove_step", *BROKEN[name]))
+    monkeypatch.setattr(streams, "_removed", broken(streams, "_removed", *BROKEN[name]))
     caught = 0
     for seed in range(3):
         steps = random_steps(seed, 400)

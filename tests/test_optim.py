@@ -1,7 +1,8 @@
 """Step and SGD: each does what its docstring says, and refuses what it cannot do."""
 
 import math
-from dataclasses import astuple
+import pickle
+from dataclasses import FrozenInstanceError, astuple, replace
 
 import numpy as np
 import pytest
@@ -65,10 +66,11 @@ def test_steps_out_of_range(bad):
 numbers = st.one_of(st.floats(), st.sampled_from([0.0, -0.0, 1.0, -1.0, 1, math.inf, -math.inf, math.nan, np.float32(0.5)]))
 
 
-@pytest.mark.parametrize("place", range(5))
-@given(st.tuples(*[st.sampled_from([0.0, 0.5, 0.9])] * 5), numbers)
-@example((0.5,) * 5, np.float32(0.5))
-def test_the_fast_way_to_a_step_gives_or_refuses_what_step_does(place, values, number):
+@pytest.mark.parametrize("place", range(6))
+@given(st.tuples(*[st.sampled_from([0.0, 0.5, 0.9])] * 5), st.sampled_from([1.0, 2.0]), numbers)
+@example((0.5,) * 5, 1.0, np.float32(0.5))
+@example((0.5,) * 5, 1.0, 1)
+def test_the_fast_way_to_a_step_gives_or_refuses_what_step_does(place, values, rescale, number):
     """All numbers that `Step` would refuse are refused, with its message; types come out as floats."""
     def made(make):
         try:
@@ -77,9 +79,20 @@ def test_the_fast_way_to_a_step_gives_or_refuses_what_step_does(place, values, n
             return str(error)
         return [(type(number), repr(number)) for number in astuple(step)]
 
-    values = (*values[:place], number, *values[place + 1 :])
-    lr, momentum, decay, lookahead, shrink = values
-    assert made(lambda: step_of(*values)) == made(lambda: Step(lr, momentum, decay, lookahead=lookahead, shrink=shrink))
+    values = [*values[:3], rescale, *values[3:]]
+    values[place] = number
+    lr, momentum, decay, rescale, lookahead, shrink = values
+    expected = made(lambda: Step(lr, momentum, decay, rescale=rescale, lookahead=lookahead, shrink=shrink))
+    assert made(lambda: step_of(*values)) == expected
+
+
+def test_a_step_made_the_fast_way_is_a_step_that_cannot_be_changed():
+    step = step_of(0.1, 0.9, 0.0, 1.0, 0.0, 0.0)
+    assert (type(step), step, hash(step)) == (Step, Step(0.1, 0.9), hash(Step(0.1, 0.9)))
+    with pytest.raises(FrozenInstanceError):
+        step.lr = 0.2
+    assert replace(step, lr=0.2) == Step(0.2, 0.9)
+    assert pickle.loads(pickle.dumps(step)) == step
 
 
 def test_sgd_errors():

@@ -117,12 +117,13 @@ def remove_weight_decay(schedule: Schedule, *, band: float | None = 2.0**32, fra
     check_band(band)
     given, frame = steps_of(schedule, Step), arguments.frame(frame, Frame)
 
-    def steps(frame):
+    def steps(scale, kappa, q):
+        low, high = _bounds(band)
         for t, step in enumerate(given):
-            converted, frame = remove_step(step, frame, band, t)
+            converted, scale, kappa, q = _removed(step, scale, kappa, q, low, high, t)
             yield converted
 
-    return steps(frame)
+    return steps(*frame)
 
 
 def frame_after(schedule: Schedule, steps: int, *, band: float | None = 2.0**32, frame: Frame = IDENTITY) -> Frame:
@@ -224,35 +225,41 @@ def remove_step(step: Step, frame: Frame, band: float | None = None, t: int = 0)
         >>> step.lr, step.weight_decay, frame.scale
         (0.6666666666666666, 0.0, 0.75)
     """
+    converted, *after = _removed(step, *frame, *_bounds(band), t)
+    return converted, Frame(*after)
+
+
+def _bounds(band: float | None) -> tuple[float, float]:
+    return (1 / band, band) if band else (0.0, math.inf)
+
+
+def _removed(step: Step, scale: float, kappa: float, q: float, low: float, high: float,
+             t: int) -> tuple[Step, float, float, float]:
+    """`remove_step` for a frame of three numbers, which is faster. P is kept between `low` and `high`."""
     lr, momentum, decay, lookahead = step.lr, step.momentum, step.weight_decay, step.lookahead
-    scale, kappa, q = frame
-    if step.rescale != 1 or step.kick:
+    if step.rescale != 1.0 or step.kick:
         scale, kappa = scale * step.rescale, kappa / step.rescale**2 + step.kick
     rescale = 1.0
-    if band and not 1 / band <= scale <= band:
+    if not low <= scale <= high:
         rescale = power_of_two(scale)  # w̃ = w / P: scale both w̃ and 1 / P
         scale /= rescale
     drag = decay + momentum * kappa
-    b = 1 - step.shrink - lr * lookahead * decay
+    b = 1.0 - step.shrink - lr * lookahead * decay
     alpha = b - lr * drag
     new_q = b + lr * lookahead * drag
-    if not (alpha > 0 and b > 0 and new_q > 0):
+    if not (alpha > 0.0 and b > 0.0 and new_q > 0.0):
         raise ValueError(
             f"step {t} cannot be converted: weight decay would carry the weights through zero, multiplying them by "
             f"alpha={alpha:.4g}, which must be above 0 (lr={lr}, momentum={momentum}, weight_decay={decay}, "
             f"shrink={step.shrink}). Lower the learning rate or the weight decay")
     new_scale = alpha * scale
-    denominator = b * scale * new_scale
+    denominator = b * scale * new_scale  # b P P'
     new_lr = lr * new_q / denominator if denominator else math.inf
     if new_lr == math.inf:
         raise OverflowError(f"step {t}: the converted learning rate has left float range (the weights would be "
                             f"{scale:.3g} times smaller with weight decay); use band=2.0**32, the default")
     new_momentum, new_lookahead = momentum * q * b / new_q, lookahead * alpha / new_q
-    if rescale == 1:
-        converted = step_of(new_lr, new_momentum, 0.0, new_lookahead, 0.0)
-    else:
-        converted = Step(new_lr, new_momentum, rescale=rescale, lookahead=new_lookahead)
-    return converted, Frame(new_scale, drag / alpha, new_q)
+    return step_of(new_lr, new_momentum, 0.0, rescale, new_lookahead, 0.0), new_scale, drag / alpha, new_q
 
 
 def add_step(step: Step, frame: Frame, weight_decay: float, shrink: float = 0.0, t: int = 0) -> tuple[Step, Frame]:
@@ -289,5 +296,5 @@ def add_step(step: Step, frame: Frame, weight_decay: float, shrink: float = 0.0,
         raise ValueError(f"step {t} (lr={step.lr}, momentum={step.momentum}, lookahead={step.lookahead}) has no equal "
                          f"with weight_decay={weight_decay}, shrink={shrink}; give a smaller weight decay")
     lookahead = step.lookahead * keep / room
-    restated = step_of(c / (1 + lookahead), r * (1 + lookahead), weight_decay, lookahead, shrink)
-    return restated, remove_step(restated, Frame(scale, kappa, q), t=t)[1]
+    restated = step_of(c / (1 + lookahead), r * (1 + lookahead), weight_decay, 1.0, lookahead, shrink)
+    return restated, Frame(*_removed(restated, scale, kappa, q, *_bounds(None), t)[1:])

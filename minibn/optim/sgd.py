@@ -1,7 +1,7 @@
 """SGD with momentum and weight decay: `Step`, the numbers of one update, and the update itself in four lines."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import frexp, inf
 from typing import ClassVar, TypeAlias
 
@@ -58,12 +58,21 @@ class Step(StepNumbers):
 
 
 Schedule: TypeAlias = Iterable[Step]
-_SETTERS = [vars(Step)[field.name].__set__ for field in fields(Step)]  # of a frozen dataclass, past its refusal to be changed
-_set_lr, _set_momentum, _set_weight_decay, _set_kick, _set_rescale, _set_lookahead, _set_shrink = _SETTERS
 
 
-def step_of(lr: float, momentum: float, weight_decay: float, lookahead: float, shrink: float) -> Step:
-    """`Step(lr, momentum, weight_decay, lookahead=lookahead, shrink=shrink)`, about three times as fast.
+class _OpenStep(StepNumbers):
+    """A `Step` whose numbers can still be set, since Python makes such objects much faster."""
+
+    __slots__ = Step.__slots__
+
+    def __init__(self, lr: float, momentum: float, weight_decay: float, kick: float, rescale: float, lookahead: float,
+                 shrink: float) -> None:
+        self.lr, self.momentum, self.weight_decay, self.kick = lr, momentum, weight_decay, kick
+        self.rescale, self.lookahead, self.shrink = rescale, lookahead, shrink  # type: ignore[misc]  # read-only in others
+
+
+def step_of(lr: float, momentum: float, weight_decay: float, rescale: float, lookahead: float, shrink: float) -> Step:
+    """`Step(lr, momentum, weight_decay, 0.0, rescale, lookahead, shrink)`, nearly four times as fast.
 
     For the inner loops of the conversions, which make a Step from Python floats nearly always.
     Floats within `Step.limits` are stored as they are. Everything else goes to `Step`, which
@@ -71,17 +80,11 @@ def step_of(lr: float, momentum: float, weight_decay: float, lookahead: float, s
     """
     if not (type(lr) is type(momentum) is type(weight_decay) is type(lookahead) is type(shrink) is float
             and 0.0 <= lr < inf and 0.0 <= momentum < inf and 0.0 <= weight_decay < inf and -1.0 < lookahead < inf
-            and 0.0 <= shrink < 1.0):
-        return Step(lr, momentum, weight_decay, lookahead=lookahead, shrink=shrink)
-    step = object.__new__(Step)
-    _set_lr(step, lr)
-    _set_momentum(step, momentum)
-    _set_weight_decay(step, weight_decay)
-    _set_kick(step, 0.0)
-    _set_rescale(step, 1.0)
-    _set_lookahead(step, lookahead)
-    _set_shrink(step, shrink)
-    return step
+            and 0.0 <= shrink < 1.0 and rescale == 1.0):
+        return Step(lr, momentum, weight_decay, 0.0, rescale, lookahead, shrink)
+    step = _OpenStep(lr, momentum, weight_decay, 0.0, 1.0, lookahead, shrink)
+    step.__class__ = Step  # type: ignore[assignment]  # from here on frozen
+    return step  # type: ignore[return-value]
 
 
 def update(step: Step, w: Array, v: Array, g: Array) -> tuple[Array, Array]:
