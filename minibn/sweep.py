@@ -15,19 +15,16 @@ Executors that fit:
 
 import copy
 import itertools
-import multiprocessing
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Executor, as_completed
-from functools import cache
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from minibn import arguments, experiment, jsonable, sweep_file
+from minibn.processes import end_with_parent
 from minibn.progress import bar
 from minibn.training.interruption import Stopped
 
@@ -69,7 +66,7 @@ def run(function: Callable[[dict[str, Any]], Any], configurations: Iterable[dict
             once.
         path: JSON Lines file, made if it is missing. `~` is the home folder.
         executor: `concurrent.futures.Executor`. The caller shuts it down. Its processes end when
-            this one does: see `end_with_parent`.
+            this one does, since each run calls `end_with_parent`.
         retry: whether to run the failed configurations in the file again. The later line counts.
         progress: whether to show a bar, in a terminal or notebook.
 
@@ -137,37 +134,10 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def end_with_parent() -> None:
-    """Let this process end when the process that started it ends, even if that one is killed.
-
-    Every run calls it in the process where it runs. As `initializer=` of a `ProcessPoolExecutor` it
-    also ends workers that have had no run yet. In processes that `multiprocessing` did not start,
-    it does nothing.
-    """
-    _watch_parent()
-
-
 def train(configuration: dict[str, Any]) -> dict[str, float]:
     """Train the `Experiment` with these fields, on one thread. `minibn sweep` calls this for each run."""
     done = experiment.run(experiment.Experiment(**configuration), threads=1, progress=False)
     return {"test_accuracy": done.test_accuracy, "train_loss": done.train_loss, "last_loss": float(done.history["loss"][-1])}
-
-
-@cache
-def _watch_parent():
-    """Start the thread that waits for the parent's end; once per process."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def end():
-            wait([parent.sentinel])
-            os._exit(1)
-
-        threading.Thread(target=end, daemon=True).start()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_watch_parent.cache_clear)  # threads are not in the child
 
 
 def _outcome(function, configuration):

@@ -1,12 +1,14 @@
 """The headline experiment, at a few epochs."""
 
 import dataclasses
+import multiprocessing
+import os
 
 import numpy as np
 import pytest
 
 import minibn
-from minibn import equivalence, plots
+from minibn import equivalence, experiment, kernels, plots
 from minibn.__main__ import main
 from minibn.equivalence.methods import METHODS
 from minibn.paper import headline
@@ -46,7 +48,7 @@ def test_in_a_short_run_what_is_less_than_a_step_is_left_out(batch, effect):
 
 
 OPTIMIZERS = ["adamw", "lion", "muon"]
-SHORT = ["--epochs", "1", "--batch", "256", "--quiet"]  # 5 steps
+SHORT = ["--epochs", "1", "--batch", "256", "--quiet", "--workers", "1"]  # 5 steps
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -80,8 +82,51 @@ def test_exit_status_1_when_the_runs_differ(optimizer, tmp_path, capsys, monkeyp
 
     monkeypatch.setitem(METHODS, optimizer, method._replace(converted=without_growth))
     monkeypatch.setattr(plots, "compare", lambda *_, **__: None)  # no picture, which is half of the time
-    assert main(["--epochs", "1", "--batch", "512", "--quiet", "--optimizer", optimizer, "--output", str(tmp_path)]) == 1
+    assert main([*SHORT, "--optimizer", optimizer, "--output", str(tmp_path)]) == 1
     assert "NOT the same run" in capsys.readouterr().out
+
+
+def test_both_runs_at_once_give_the_same_files_as_one_after_the_other(tmp_path, capsys):
+    said = []
+    for workers in ("1", "2"):
+        assert main([*SHORT[:-1], workers, "--output", str(tmp_path / workers)]) == 0
+        said.append(capsys.readouterr().out.replace(str(tmp_path / workers), "FOLDER"))
+    assert said[0] == said[1]
+    for name in ("usual.csv", "exponential.csv"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("flags", "cores", "workers"), [
+    ([], 1, 1), ([], 2, 2), ([], 16, 2), (["--workers", "1"], 2, 1), (["--workers", "2"], 1, 2), (["--backend", "torch"], 2, 1),
+    (["--backend", "torch", "--workers", "2"], 2, 2)])
+def test_the_command_trains_both_at_once_where_there_are_two_cores_and_no_gpu_to_share(flags, cores, workers, monkeypatch,
+                                                                                       tmp_path):
+    used = []
+    monkeypatch.setattr(kernels, "cores", lambda: cores)
+    monkeypatch.setattr(headline, "run", lambda *_, workers, **__: used.append(workers))
+    main([*flags, "--output", str(tmp_path)])
+    assert used == [workers]
+
+
+def test_more_than_two_workers_are_refused(tmp_path, capsys):
+    with pytest.raises(ValueError, match="workers must be 1 or 2, since there are two runs; got 3"):
+        headline.run(headline.settings(), tmp_path, workers=3)
+    with pytest.raises(SystemExit):
+        main(["--workers", "3"])
+    assert "needs a whole number from 1 to 2, got '3'" in capsys.readouterr().err
+
+
+def dies_in_another_process(*_, **__):
+    if multiprocessing.parent_process():
+        os._exit(1)
+
+
+def test_when_the_process_of_the_second_run_dies_the_message_says_what_to_do(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(experiment, "run", dies_in_another_process)
+    with pytest.raises(SystemExit, match="2"):
+        main([*SHORT[:-1], "2", "--output", str(tmp_path)])
+    assert "the process of the second run died, perhaps from lack of memory; train one run after the other, with --workers 1" in (
+        capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minibn import kernels, sweep
+from minibn import kernels, processes, sweep
 from minibn.__main__ import main
-from minibn.commands import sweep as command
 
 
 def square(configuration):
@@ -233,7 +232,7 @@ def test_the_command_starts_as_many_workers_as_there_are_cores_to_use_and_they_e
         raise OSError("enough")
 
     monkeypatch.setattr(kernels, "cores", lambda: 3)
-    monkeypatch.setattr(command, "ProcessPoolExecutor", start)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", start)
     with pytest.raises(SystemExit):
         main(["sweep", "--model", "mlp", "--epochs", "1", "--quiet", "--output", str(tmp_path / "s"), *flags])
     assert started == [(workers, sweep.end_with_parent)]

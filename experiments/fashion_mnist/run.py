@@ -12,16 +12,14 @@ import argparse
 import csv
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minibn import checkpoint, experiment, sweep
+from minibn import checkpoint, experiment, processes, sweep
 from minibn.experiment import Experiment
 from minibn.history import History
 
@@ -140,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Path(flags.output).mkdir(parents=True, exist_ok=True)
     chosen = [c for c in configurations() if c["run"] in flags.only]
     function = partial(train, path=flags.path, output=flags.output, checksum=flags.checksum)
-    with ProcessPoolExecutor(flags.workers, mp_context=get_context("spawn")) as executor:
+    with processes.pool(flags.workers) as executor:
         records = sweep.run(function, chosen, Path(flags.output) / "runs.jsonl", executor, retry=True)
     for record in records:
         c = record["configuration"]

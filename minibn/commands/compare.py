@@ -2,15 +2,18 @@
 
 from typing import Any
 
-from minibn import backend, data
+from minibn import backend, data, kernels
 from minibn.commands.common import depth, folder, step_flags
 from minibn.flags import Parser, number, place
 from minibn.paper import headline
 
 
-def run(output: str, quiet: bool, **settings: Any) -> int:
+def run(output: str, workers: int | None, quiet: bool, **settings: Any) -> int:
     """Train one network twice, with weight decay and with the converted schedule, and compare."""
-    return 0 if headline.run(headline.settings(**settings), folder(output, *headline.FILES), progress=not quiet) else 1
+    if workers is None:  # one process for each run, unless they would share a GPU
+        workers = min(kernels.cores(), 2) if settings["backend"] == "numpy" else 1
+    same = headline.run(headline.settings(**settings), folder(output, *headline.FILES), progress=not quiet, workers=workers)
+    return 0 if same else 1
 
 
 def flags(commands: str) -> Parser:
@@ -25,5 +28,6 @@ def flags(commands: str) -> Parser:
     parser.flag("--dtype", "of all numbers", choices=list(headline.TOLERANCE), default=default.dtype)
     parser.flag("--backend", "array library", choices=backend.LIBRARIES, default=default.backend)
     parser.flag("--output", "folder for the figure and the CSV files", kind=place("give a folder"), default="results")
+    parser.flag("--workers", "processes, 1 or 2; with NumPy, 2 if there are two cores", kind=number(int, 1, 2))
     parser.flag("--quiet", "no progress bars", yes=True)
     return parser

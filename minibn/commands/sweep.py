@@ -1,15 +1,12 @@
 """`minibn sweep`: many networks."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 
-from minibn import backend, kernels, sweep
+from minibn import backend, kernels, processes, sweep
 from minibn.commands.common import experiment_flags
 from minibn.experiment import Experiment
 from minibn.flags import NOT_GIVEN, Parser, number, place
@@ -45,13 +42,8 @@ def run(output: str, workers: int | None, dask: str | None, retry: bool, quiet: 
 @contextmanager
 def _executor(workers, dask):
     if dask is None:
-        with ProcessPoolExecutor(workers or kernels.cores(), get_context("spawn"), initializer=sweep.end_with_parent) as executor:
-            try:
-                yield executor
-            except BaseException:
-                for worker in multiprocessing.active_children():  # or this would wait until their runs are done
-                    worker.kill()
-                raise
+        with processes.pool(workers or kernels.cores()) as executor:
+            yield executor
         return
     try:
         from dask.distributed import Client

@@ -11,12 +11,14 @@ rounding drives them apart.
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from minibn import experiment, optimizer_numbers, plots
+from minibn import arguments, experiment, kernels, optimizer_numbers, plots, processes
 from minibn.data import TRAIN_IMAGES
 from minibn.equivalence.methods import METHODS
 from minibn.experiment import FIELDS, Experiment, Run
@@ -50,13 +52,16 @@ def settings(*, depth: int = 8, epochs: int = 24, batch: int = 48, optimizer: st
                       warmup=epochs / 7 if round(epochs / 7 * per_epoch) else 0.0, milestones=tuple(drops), **numbers)
 
 
-def run(recipe: Experiment, folder: str | Path, progress: bool = True) -> bool:
+def run(recipe: Experiment, folder: str | Path, progress: bool = True, workers: int = 1) -> bool:
     """Train both, write `headline.png` and each run's History as CSV into `folder`, and print the table.
 
     Args:
         recipe: the `Experiment` of the run with weight decay, as from `settings`.
         folder: made if it is missing.
         progress: whether to show progress bars.
+        workers: 1 trains one after the other. 2 trains both at once, each in a process of its own
+            with half of the cores; a script that asks for this needs an `if __name__ ==
+            "__main__":`. The numbers are the same.
 
     Returns:
         bool: whether the largest gap between the two runs' losses is within `TOLERANCE`; True in
@@ -64,14 +69,15 @@ def run(recipe: Experiment, folder: str | Path, progress: bool = True) -> bool:
 
     Raises:
         ValueError: the schedule has no conversion, or a setting is out of range.
+        BrokenExecutor: the other process died, for example from lack of memory.
     """
+    if arguments.whole("workers", workers, 1) > 2:
+        raise ValueError(f"workers must be 1 or 2, since there are two runs; got {workers}")
     plots.ready()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     METHODS[recipe.optimizer].scale_after(recipe.usual(), recipe.steps)  # raises now if there is no conversion
-    usual = experiment.run(recipe, progress=progress, description=USUAL)
-    growing = replace(recipe, convert=True)
-    converted = experiment.run(growing, band=None, progress=progress, description=EXPONENTIAL)  # as in the paper, not rescaled
+    usual, converted = _train(recipe, progress, workers)
     runs = {USUAL: usual, EXPONENTIAL: converted}
     for name, one in zip(("usual", "exponential"), runs.values(), strict=True):
         one.history.write_csv(folder / f"{name}.csv")
@@ -82,6 +88,23 @@ def run(recipe: Experiment, folder: str | Path, progress: bool = True) -> bool:
     print(table(recipe, runs, gap))
     print(f"figure and per-step numbers: {folder}/{', '.join(FILES)}")
     return bool(gap <= TOLERANCE[recipe.dtype])
+
+
+def _train(recipe, progress, workers):
+    """The run with weight decay and the converted one."""
+    first = partial(experiment.run, recipe)
+    second = partial(experiment.run, replace(recipe, convert=True), band=None)  # as in the paper, not rescaled
+    if workers == 1:
+        return first(progress=progress, description=USUAL), second(progress=progress, description=EXPONENTIAL)
+    threads = max(1, kernels.cores() // 2)
+    with processes.pool(1) as other:
+        future = other.submit(second, threads=threads, progress=False)
+        usual = first(threads=threads, progress=progress, description="both runs at once")
+        try:
+            return usual, future.result()
+        except BrokenExecutor as error:
+            raise BrokenExecutor("the process of the second run died, perhaps from lack of memory; train one run after the "
+                                 "other, with workers=1") from error
 
 
 def table(recipe: Experiment, runs: Mapping[str, Run], gap: float) -> str:
