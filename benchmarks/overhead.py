@@ -4,6 +4,7 @@
     python benchmarks/overhead.py --write    and renew the table in benchmarks/README.md
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,9 @@ def main():
 
 
 def process(*arguments):
-    """A function that runs Python with these arguments and waits for it."""
-    return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    """A function that runs Python with these arguments and waits for it. It may keep its bytecode, as it does by default."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
 
 
 def imports(turns):

@@ -33,7 +33,6 @@ from array_api_compat import (
     is_torch_namespace,
     to_device,
 )
-from array_api_compat import numpy as numpy_namespace
 
 __all__ = ["Array", "BackendError", "LIBRARIES", "Namespace", "array_namespace", "asarray", "convert", "detach", "device",
            "dtype_name", "fuse", "is_floating", "is_numpy_array", "is_on_host", "library", "move", "read", "to_numpy"]
@@ -64,8 +63,14 @@ def array_namespace(*arrays: Array) -> Namespace:
         TypeError: the arrays are of several libraries, or of none that is known.
     """
     if arrays and all(type(x) is np.ndarray for x in arrays):
-        return numpy_namespace
+        return _numpy()
     return array_api_compat.array_namespace(*arrays)
+
+
+@cache
+def _numpy():
+    """The namespace of NumPy, which takes longer to import than the rest of minibn, at its first use."""
+    return import_module("array_api_compat.numpy")
 
 
 def is_floating(x: Array) -> bool:
