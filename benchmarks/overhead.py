@@ -1,4 +1,4 @@
-"""What is not layers: import, the converter, SGD, the toy problem, the main job.
+"""What is not layers: import, the converter, SGD, what is recorded, the toy problem, the main job.
 
     python benchmarks/overhead.py            about two minutes
     python benchmarks/overhead.py --write    and renew the table in benchmarks/README.md
@@ -12,19 +12,22 @@ from collections import deque
 from itertools import islice, repeat
 
 import bench
+import contenders
 import numpy as np
 
-from minibn import equivalence, nn, schedules
+from minibn import equivalence, models, nn, schedules
 from minibn.optim import SGD, Step
 from minibn.paper import section3 as toy
+from minibn.training import recorder
 
-USUAL = {"momentum": 0.9, "weight_decay": 5e-4}
+USUAL = contenders.USUAL
 
 
 def main():
     options = bench.flags(__doc__)
     turns = 1 if options.quick else 9
     rows = [*imports(turns), *converters(1000 if options.quick else 300_000, turns), *sgd(turns),
+            *records(turns, {"depth": 8, "width": 4, "batch": 4} if options.quick else {}),
             *toy_problem(*((2, turns, 20) if options.quick else (1000, turns))), *([] if options.quick else main_job())]
     bench.report("overhead", bench.table(["what", "measured"], rows), options)
 
@@ -81,6 +84,19 @@ def sgd(turns, tensors=100, size=10_000, steps=20):
     if torch:
         yield ["the same, time of `torch.optim.SGD(foreach=True)` / minibn's",
                bench.spread(seconds["PyTorch"] / seconds["minibn"], "{:.2f}")]
+
+
+def records(turns, size):
+    """What `training.fit` measures in every step (norms, angle, effective lr), against the step itself."""
+    net = models.preresnet(size.get("depth", 32), width=size.get("width", 16), rng=np.random.default_rng(0))
+    step = contenders.minibn(**size, net=net)
+    optimizer = SGD(net.parameters(), schedules.constant(0.1, **USUAL))
+    optimizer.step()
+    watched = recorder.watch(net, {"all": optimizer}, {})
+    before = recorder.weights(watched)
+    seconds = bench.alternate({"step": step, "records": lambda: recorder.measure(watched, before)}, turns)
+    yield ["what `training.fit` records of a step of PreResNet-32, batch 128, % of the step's time",
+           bench.spread(100 * seconds["records"] / seconds["step"], "{:.1f}")]
 
 
 def toy_problem(seeds, turns, steps=1000):
