@@ -17,12 +17,14 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     Each process starts anew and imports what it needs. Functions must be importable by name, and
     their arguments and results picklable.
     """
+    others = multiprocessing.active_children()
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent) as executor:
         try:
             yield executor
         except BaseException:
-            for worker in multiprocessing.active_children():  # or this would wait until their runs are done
-                worker.kill()
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.kill()  # or this would wait until its run is done
             raise
 
 

@@ -59,8 +59,8 @@ def run(recipe: Experiment, folder: str | Path, progress: bool = True, workers: 
         recipe: the `Experiment` of the run with weight decay, as from `settings`.
         folder: made if it is missing.
         progress: whether to show progress bars.
-        workers: 1 trains one after the other. 2 trains both at once, each in a process of its own
-            with half of the cores; a script that asks for this needs an `if __name__ ==
+        workers: 1 trains one after the other. 2 trains both at once, each with half of the cores,
+            the second one in another process; a script that asks for this needs an `if __name__ ==
             "__main__":`. The numbers are the same.
 
     Returns:
