@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import cache
 from multiprocessing.connection import wait
 
+__all__ = ["end_with_parent", "pool"]
+
 
 @contextmanager
 def pool(workers: int) -> Iterator[ProcessPoolExecutor]:

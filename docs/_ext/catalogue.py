@@ -16,8 +16,9 @@ GROUPS = {
     "Networks and training": ["minibn.nn", "minibn.models", "minibn.optim", "minibn.training", "minibn.data"],
     "Which weights": ["minibn.invariance", "minibn.degree"],
     "Other libraries": ["minibn.pytorch", "minibn.optax", "minibn.backend"],
-    "Experiments": ["minibn.experiment", "minibn.sweep", "minibn.plots", "minibn.tables", "minibn.paper.headline",
-                    "minibn.paper.section3", "minibn.paper.section4", "minibn.training.checkpoint", "minibn.explore"],
+    "Experiments": ["minibn.experiment", "minibn.sweep", "minibn.processes", "minibn.plots", "minibn.tables",
+                    "minibn.paper.headline", "minibn.paper.section3", "minibn.paper.section4",
+                    "minibn.training.checkpoint", "minibn.explore"],
     "Under the layers": ["minibn.kernels", "minibn.kernels.reference", "minibn.testing"],
 }
 # Modules that no one outside the package calls, and earlier import paths of modules that have moved.

@@ -248,10 +248,9 @@ def _removed(step: Step, scale: float, kappa: float, q: float, low: float, high:
     alpha = b - lr * drag
     new_q = b + lr * lookahead * drag
     if not (alpha > 0.0 and b > 0.0 and new_q > 0.0):
-        raise ValueError(
-            f"step {t} cannot be converted: weight decay would carry the weights through zero, multiplying them by "
-            f"alpha={alpha:.4g}, which must be above 0 (lr={lr}, momentum={momentum}, weight_decay={decay}, "
-            f"shrink={step.shrink}). Lower the learning rate or the weight decay")
+        raise ValueError(f"step {t} cannot be converted: weight decay would carry the weights through zero, multiplying them "
+                         f"by alpha={alpha:.4g}, which must be above 0 (lr={lr}, momentum={momentum}, weight_decay={decay}, "
+                         f"shrink={step.shrink}). Lower the learning rate or the weight decay")
     new_scale = alpha * scale
     denominator = b * scale * new_scale  # b P P'
     new_lr = lr * new_q / denominator if denominator else math.inf
@@ -259,7 +258,8 @@ def _removed(step: Step, scale: float, kappa: float, q: float, low: float, high:
         raise OverflowError(f"step {t}: the converted learning rate has left float range (the weights would be "
                             f"{scale:.3g} times smaller with weight decay); use band=2.0**32, the default")
     new_momentum, new_lookahead = momentum * q * b / new_q, lookahead * alpha / new_q
-    return step_of(new_lr, new_momentum, 0.0, rescale, new_lookahead, 0.0), new_scale, drag / alpha, new_q
+    converted = step_of(new_lr, new_momentum, 0.0, rescale, new_lookahead, 0.0)
+    return converted, new_scale, drag / alpha, new_q
 
 
 def add_step(step: Step, frame: Frame, weight_decay: float, shrink: float = 0.0, t: int = 0) -> tuple[Step, Frame]:
