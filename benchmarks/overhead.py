@@ -27,7 +27,7 @@ def main():
     options = bench.flags(__doc__)
     turns = 1 if options.quick else 9
     rows = [*imports(turns), *converters(1000 if options.quick else 300_000, turns), *sgd(turns),
-            *records(turns, {"depth": 8, "width": 4, "batch": 4} if options.quick else {}),
+            *records(turns, *((8, 4, 4) if options.quick else (32, 16, 128))),
             *toy_problem(*((2, turns, 20) if options.quick else (1000, turns))), *([] if options.quick else main_job())]
     bench.report("overhead", bench.table(["what", "measured"], rows), options)
 
@@ -86,16 +86,16 @@ def sgd(turns, tensors=100, size=10_000, steps=20):
                bench.spread(seconds["PyTorch"] / seconds["minibn"], "{:.2f}")]
 
 
-def records(turns, size):
+def records(turns, depth, width, batch):
     """What `training.fit` measures in every step (norms, angle, effective lr), against the step itself."""
-    net = models.preresnet(size.get("depth", 32), width=size.get("width", 16), rng=np.random.default_rng(0))
-    step = contenders.minibn(**size, net=net)
+    net = models.preresnet(depth, width=width, rng=np.random.default_rng(0))
+    step = contenders.minibn(batch=batch, net=net)
     optimizer = SGD(net.parameters(), schedules.constant(0.1, **USUAL))
     optimizer.step()
     watched = recorder.watch(net, {"all": optimizer}, {})
     before = recorder.weights(watched)
     seconds = bench.alternate({"step": step, "records": lambda: recorder.measure(watched, before)}, turns)
-    yield ["what `training.fit` records of a step of PreResNet-32, batch 128, % of the step's time",
+    yield [f"what `training.fit` records of a step of PreResNet-{depth}, batch {batch}, % of the step's time",
            bench.spread(100 * seconds["records"] / seconds["step"], "{:.1f}")]
 
 

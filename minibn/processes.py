@@ -16,8 +16,8 @@ __all__ = ["end_with_parent", "pool"]
 def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """An executor with this many processes of its own; they are killed if the block raises.
 
-    Each process starts anew and imports what it needs. Functions must be importable by name, and
-    their arguments and results picklable.
+    Each process is a new Python, which imports what it needs. So it must be possible to import a
+    function by its name, and to pickle its arguments and its result.
     """
     others = multiprocessing.active_children()
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent) as executor:
