@@ -47,7 +47,8 @@ RUNS = {
     "texp--": {"schedule": "texp--"},
     "instant-drop": {"schedule": "instant-drop"},
 }
-COMPARED = ("step", "texp++", "texp", "no-decay", "cosine", "cosine-converted", "adamw", "adamw-converted")  # with several seeds
+# compared by accuracy, so with several seeds
+COMPARED = ("step", "texp++", "texp", "no-decay", "cosine", "cosine-converted", "adamw", "adamw-converted")
 SEEDS = 3
 DENSE, SPARSE = 234, 36  # the CSV has each of the first steps (half an epoch), then one in 36 (13 per epoch)
 
